@@ -7,14 +7,16 @@ A code that knows its inputs gives back more of a delta where inputs are. Its ga
 - `plain`: all entries alike.
 - `columns`: by curvature, as if inputs were independent.
 - `full`: by curvature and the inputs' correlation.
-- `0.4 … 0.7`: between plain and full, by that share of the way.
+- `0.5 … 0.9`: between plain and full, by that share of the way.
 
 Deltas of all groups are coded, or of one group alone (`layer.projection`). The last two lines are
 the root mean square of the logarithms of each column, over all groups and over single ones.
 
     python benchmarks/calibrated_gains.py WORK [--models shipped-demo real-lm] [--codecs NAME ...]
-        [--groups all 1.up 2.down] [--tokens 4096] [--calibration-tokens 12288] > FILE
+        [--groups all 1.up 2.down] [--tokens 4096] [--calibration-tokens 12288] [--each-expert] \
+        > FILE
 
+`--each-expert`: by a calibration that knows each expert's own inputs.
 WORK keeps models, calibrations and what was measured (`gains.jsonl`); remove that file after codecs
 have changed. The real model needs `pip install -e '.[benchmark]'`.
 """
@@ -34,7 +36,7 @@ from unbiased_models import Model
 from window_kl import Reference
 
 from ders_core import compress, open_checkpoint
-from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.codecs.synthesis import difference
 from ders_core.decompose.distortion import Squares, compare
 from ders_core.pipeline.calibration import Calibration
@@ -44,7 +46,7 @@ from ders_core.pipeline.noise import Deviation
 from ders_core.pipeline.predicted import shrinkage_cost
 from ders_core.recipe import Recipe
 
-SHARES = (0.4, 0.5, 0.6, 0.7)
+SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 COLUMNS = ("plain", "columns", "full", *(f"{share:g}" for share in SHARES))
 CODECS: Mapping[str, Mapping[str, Any]] = {
     "GPTQ 1 bit": {"codec": "quantized", "bits": 1},
@@ -53,8 +55,10 @@ CODECS: Mapping[str, Mapping[str, Any]] = {
     "GPTQ 1 bit, auto": {"codec": "quantized", "bits": 1, "gain": "auto"},
     "GPTQ 2 bits, auto": {"codec": "quantized", "bits": 2, "gain": "auto"},
     "rank 4": {"codec": "lowrank", "rank": 4},
-    "rank 16": {"codec": "lowrank", "rank": 16},
-    "rank 48": {"codec": "lowrank", "rank": 48},
+    "rank 8, 4 bits": {"codec": "lowrank", "rank": 8, "factor_bits": 4},
+    "rank 16, 4 bits": {"codec": "lowrank", "rank": 16, "factor_bits": 4},
+    "rank 32, 4 bits": {"codec": "lowrank", "rank": 32, "factor_bits": 4},
+    "rank 64, 4 bits": {"codec": "lowrank", "rank": 64, "factor_bits": 4},
     "nearest 1 bit": {"codec": "entropy", "bits": 1},
     "nearest 0.5 bits, sensitive": {"codec": "entropy", "bits": 0.5, "steps": "sensitive"},
     "nearest 1 bit, sensitive": {"codec": "entropy", "bits": 1, "steps": "sensitive"},
@@ -95,17 +99,18 @@ def predictions(original: Checkpoint, packed: Path, calibration: Calibration) ->
             decoded, delta = difference(codes.read(expert), base), difference(weight, base)
             curvature = known.charge(expert)
             assert curvature is not None
+            moments = known.context(group, expert, 0).moments
             squares += compare(codes.read(expert), weight, base)
             deviation = Deviation(codes.read(expert), weight, base)
             by_columns += deviation.noise_sums(1.0, curvature, None).correlated
-            full += deviation.noise_sums(1.0, curvature, known.guiding).correlated
+            full += deviation.noise_sums(1.0, curvature, moments).correlated
             deltas.append((decoded, delta))
         if not squares.error:
             continue
         of_group = _gains(squares.gain, by_columns, full)
         for column, gain in of_group.items():
             gains[column][group.key] = gain
-            noise[column] += _noise_cost(deltas, gain, known)
+            noise[column] += _noise_cost(deltas, gain, group, known)
     return {
         column: noise[column] + (shrinkage_cost(calibration, gains[column]) or 0.0)
         for column in COLUMNS
@@ -119,13 +124,16 @@ def _gains(plain: float, by_columns: Correlated, full: Correlated) -> dict[str, 
     return dict(zip(COLUMNS, (plain, columns, correlated, *between), strict=True))
 
 
-def _noise_cost(deltas: list[tuple[Any, Any]], gain: float, known: Knowledge) -> float:
+def _noise_cost(
+    deltas: list[tuple[Any, Any]], gain: float, group: ExpertGroup, known: Knowledge
+) -> float:
     """deltas: of each expert, as decoded and as it was."""
     total = 0.0
     for expert, (decoded, delta) in enumerate(deltas):
         curvature = known.charge(expert)
         assert curvature is not None
-        total += curvature.cost(decoded - gain * delta, known.guiding)
+        moments = known.context(group, expert, 0).moments
+        total += curvature.cost(decoded - gain * delta, moments)
     return total
 
 
@@ -143,7 +151,8 @@ def measure(
 
 def table(known: KnownModel, options: argparse.Namespace) -> None:
     """One model's lines, each printed as soon as it is known."""
-    reference, calibration = known.reference(), known.calibration()
+    each_expert: bool = options.each_expert
+    reference, calibration = known.reference(), known.calibration(each_expert=each_expert)
     print(
         f"{options.tokens} tokens of held-out text; calibrated on {options.calibration_tokens} "
         "tokens"
@@ -153,7 +162,7 @@ def table(known: KnownModel, options: argparse.Namespace) -> None:
     logarithms: dict[bool, list[list[float]]] = {True: [], False: []}
     for group in options.groups:
         for codec in options.codecs:
-            key = [*known.key, codec, group]
+            key = [*known.key, codec, group, each_expert]
             found = done.measured(key, measure, codec, group, known.model, calibration, reference)
             ratios = [found[column] / found["kl"] for column in COLUMNS]
             shown = "".join(f"{ratio:9.2f}" for ratio in ratios)
@@ -172,6 +181,7 @@ def _root_mean_square(values: tuple[float, ...]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=tuple(CODECS))
+    parser.add_argument("--each-expert", action="store_true")
     parser.add_argument("--groups", nargs="+", default=[ALL, "1.up", "2.down", "3.gate"])
     run(parser, table)
 

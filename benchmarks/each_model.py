@@ -50,14 +50,18 @@ class KnownModel:
         place = self.place / "predictions" / short
         return Reference.of(self.model.moe, text or self.model.heldout_text, self.tokens, place)
 
-    def calibration(self, model: Model | None = None, kind: str = "") -> Path:
-        """With gradients, of others, and of each expert's inputs. model: with another calibration
-        text, of that kind."""
-        label = "-".join(filter(None, ("others-each", kind, str(self.calibration_tokens))))
+    def calibration(
+        self, model: Model | None = None, kind: str = "", *, each_expert: bool = True
+    ) -> Path:
+        """With gradients, of others, and of each expert's inputs or of all together. model: with
+        another calibration text, of that kind."""
+        inputs = "others-each" if each_expert else "others"
+        label = "-".join(filter(None, (inputs, kind, str(self.calibration_tokens))))
         place = self.place / "calibrations" / f"{self.name}-{self._identity}"
         file = place / f"{label}.safetensors"
         tokens = self.calibration_tokens
-        return calibrated(model or self.model, file, tokens, others=True, each_expert=True)
+        more = {"gradients": True, "others": True, "each_expert": each_expert}
+        return calibrated(model or self.model, file, tokens, **more)
 
     @property
     def _identity(self) -> str:

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from tuner_effort import effort
+from tuner_effort import calibrated_for_tuning, effort
 from tuner_models import MODELS
-from unbiased_models import CALIBRATION_TOKENS, calibrated
+from unbiased_models import CALIBRATION_TOKENS
 from versions import versions
 from window_kl import WINDOW, Reference
 
@@ -149,9 +149,9 @@ def table(name: str, options: argparse.Namespace) -> None:
     identity = original.identity
     predictions = work / "predictions" / f"{name}-{options.tokens}-{identity[:12]}"
     reference = Reference.of(model.moe, model.heldout_text, options.tokens, predictions)
-    file = work / "calibrations" / f"{name}-{identity[:12]}" / f"{CALIBRATION_TOKENS}.safetensors"
+    kept = work / "calibrations" / f"{name}-{identity[:12]}"
     begun = time.process_time()
-    known = calibrated(model, file, CALIBRATION_TOKENS, gradients=True, others=True)
+    known = calibrated_for_tuning(model, kept / f"tuning-{CALIBRATION_TOKENS}.safetensors")
     calibrating, begun = time.process_time() - begun, time.process_time()
     scores = score(original, known.resolve(), directory=work / "scores")
     scoring = time.process_time() - begun

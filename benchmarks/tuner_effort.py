@@ -19,6 +19,7 @@ from unbiased_models import CALIBRATION_TOKENS, Model, calibrated, shipped_demo
 from versions import versions
 
 from ders_core import compress, open_checkpoint
+from ders_core.calibrate import has_room_for_each
 from ders_core.codecs import Quantized
 from ders_core.recipe import Recipe, Rule
 from ders_core.tune import Bound, score, solve
@@ -26,6 +27,13 @@ from ders_core.tune import Bound, score, solve
 SHARE = 0.25
 
 MODELS = {"demo": shipped_demo, "one-layer": one_layer}
+
+
+def calibrated_for_tuning(model: Model, file: Path) -> Path:
+    """The calibration that `ders tune` makes, in a file; made unless it is there."""
+    each_expert = has_room_for_each(open_checkpoint(model.moe))
+    more = {"gradients": True, "others": True, "each_expert": each_expert}
+    return calibrated(model, file, CALIBRATION_TOKENS, **more)
 
 
 def effort(model: Model) -> str:
@@ -36,9 +44,7 @@ def effort(model: Model) -> str:
         place = Path(folder)
         gradients, inputs = place / "gradients.safetensors", place / "inputs.safetensors"
         recipe = Recipe(name="4-bit", calibration=inputs, rules=(Rule(codec=Quantized(bits=4)),))
-        calibrating = _seconds(
-            lambda: calibrated(model, gradients, CALIBRATION_TOKENS, gradients=True, others=True)
-        )
+        calibrating = _seconds(lambda: calibrated_for_tuning(model, gradients))
         scoring = _seconds(lambda: score(checkpoint, gradients, directory=place / "scores"))
         scores = score(checkpoint, gradients, directory=place / "scores")
         solving = _seconds(lambda: solve(scores, Bound("share", SHARE)))

@@ -3,6 +3,6 @@
 There is no code for single families.
 """
 
-from ders_core.calibrate.calibrator import calibrate
+from ders_core.calibrate.calibrator import calibrate, has_room_for_each
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "has_room_for_each"]

@@ -41,6 +41,9 @@ from ders_core.pipeline.seen_text import SeenText
 from ders_core.pipeline.sensitivity import ROWS
 from ders_core.units import bytes_text
 
+ROOM_FOR_EACH = 1 << 30
+"""Bytes of moments, in the file and in memory, that a tuning spends on each expert's own inputs."""
+
 
 @unchanged_inputs()
 def calibrate(
@@ -150,6 +153,11 @@ def calibrate(
             SeenText.of(windows),
         )
     return Calibration.open(target)
+
+
+def has_room_for_each(checkpoint: Checkpoint) -> bool:
+    """Whether a tuning keeps the moments of each expert's own inputs: they are small."""
+    return _moment_bytes(checkpoint, MAX_WIDTH, True, True) <= ROOM_FOR_EACH
 
 
 def _moment_bytes(

@@ -149,7 +149,7 @@ def tune(
 
             text_domains(source.path, measured_on, trust_remote_code=trust_remote_code)
         if calibration is None:
-            from ders_core.calibrate import calibrate
+            from ders_core.calibrate import calibrate, has_room_for_each
 
             calibration = target.with_name(f"{target.stem}.calibration.safetensors")
             calibrate(
@@ -160,6 +160,7 @@ def tune(
                 max_tokens=max_tokens,
                 gradients=True,
                 others=True,
+                each_expert=has_room_for_each(source),
                 trust_remote_code=trust_remote_code,
                 progress=progress,
             )

@@ -13,6 +13,7 @@ from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Need, Parts
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.earlier import classed_stream, even_stream
 from ders_core.codecs.coding.gains import gain_bytes
+from ders_core.codecs.coding.told_bytes import told_bytes
 from ders_core.codecs.delta_entries import DifferenceEntries, MatrixEntries
 from ders_core.codecs.delta_entries import Entries as DeltaEntries
 from ders_core.codecs.fitting.by_bits import WithinBytes
@@ -240,7 +241,7 @@ class Entropy(DeltaCodec):
         if self.knob is None:
             return super().tried_delta(delta, context)
         entries, coded = self._coded_by_knob(delta, context)
-        nbytes = entries.stream_bytes(coded.counts_within)
+        nbytes = told_bytes(entries.steps, coded.counts_within)
         self._check_by_knob(coded, nbytes, delta.shape)
         levels = self._levels(entries, coded, context)
         return entries.decoded(coded, levels).to(delta.matrix.device), nbytes

@@ -20,9 +20,10 @@ from ders_core.tune.coupling import Coupling, TippingCurve
 from ders_core.tune.scores import Candidate, RareExperts, Scores, UnitScores
 from ders_core.tune.units import Unit
 
-VERSION = 3
+VERSION = 4
 """In scores of version 1, errors of a head's rare tokens cost as much as those of the others; in
-those of version 2, too much was missing of codes that know their inputs."""
+those of version 2, too much was missing of codes that know their inputs; in those of version 3,
+streams of many levels were told too short."""
 
 ADVICE = "remove it, and it is made again"
 
@@ -71,7 +72,7 @@ class _Rare(_Strict):
 
 
 class _File(_Strict):
-    version: Literal[3]
+    version: Literal[4]
     identity: str
     calibration: str
     per_expert: bool

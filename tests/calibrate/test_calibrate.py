@@ -18,6 +18,7 @@ from support.messages import raises_saying
 from support.odd_models import own_code_model, with_added_token
 from typer.testing import CliRunner
 
+from ders_core.calibrate import has_room_for_each
 from ders_core.checkpoint.quantized import fp8
 from ders_core.cli.main import app
 from ders_core.compute import precision
@@ -52,6 +53,19 @@ def test_moments_and_counts_are_those_of_float64(
         for projection in ("gate", "up"):
             assert close(calibration.moments(layer, projection), wanted.block_input)
         assert close(calibration.moments(layer, "down"), wanted.middle)
+
+
+def test_own_inputs_are_kept_where_they_are_small(
+    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain and weighted moments of a layer's two inputs, and those of each expert."""
+    checkpoint = open_checkpoint(saved("mixtral"))
+    widths = {(group.layer, group.projection == "down"): group for group in checkpoint.groups()}
+    each = [4 * group.shape[2] ** 2 * (2 + group.shape[0]) for group in widths.values()]
+    monkeypatch.setattr("ders_core.calibrate.calibrator.ROOM_FOR_EACH", sum(each))
+    assert has_room_for_each(checkpoint)
+    monkeypatch.setattr("ders_core.calibrate.calibrator.ROOM_FOR_EACH", sum(each) - 1)
+    assert not has_room_for_each(checkpoint)
 
 
 def test_moments_are_symmetric_and_positive(calibration: Calibration) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,22 @@ from hypothesis import strategies as st
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.steps import Steps
+from ders_core.codecs.coding.told_bytes import told_bytes
 
 SHAPE = 90, 110
 
 
-def written_and_told(likely: np.ndarray, classed: bool, seed: int) -> tuple[int, float]:
-    """Bytes of the stream of independent levels, each as likely as this, and what is told."""
+@dataclass(frozen=True)
+class Written:
+    """A stream of independent levels: its bytes, and what is told of them."""
+
+    nbytes: int
+    by_entropy: float
+    by_tables: float
+
+
+def written(likely: np.ndarray, classed: bool, seed: int) -> Written:
+    """likely: how likely each level is."""
     random = np.random.default_rng(seed)
     drawn = random.choice(len(likely), SHAPE, p=likely)
     used, numbers = np.unique(drawn, return_inverse=True)
@@ -31,7 +43,8 @@ def written_and_told(likely: np.ndarray, classed: bool, seed: int) -> tuple[int,
     counts = np.stack([np.bincount(each, minlength=len(used)) for each in classes])
     common = int(counts.sum(0).argmax())
     stream = level_stream.write(steps, levels, common, classes, counts)
-    return stream.numel(), level_stream.stream_bytes(steps, counts)
+    told = level_stream.stream_bytes(steps, counts), told_bytes(steps, counts)
+    return Written(stream.numel(), *told)
 
 
 @pytest.mark.parametrize("classed", [False, True])
@@ -41,6 +54,16 @@ def test_a_stream_takes_what_is_told(classed: bool, count: int, falling: float, 
     """No more and hardly less: the trials that choose a step have nothing else to go by. A class
     may spare a few bytes of its table."""
     likely = falling ** np.arange(count)
-    written, told = written_and_told(likely / likely.sum(), classed, seed)
+    stream = written(likely / likely.sum(), classed, seed)
     spared = 8 * (1 + (5 if classed else 1))
-    assert told - spared <= written <= told + 8
+    assert stream.by_entropy - spared <= stream.nbytes <= stream.by_entropy + 8
+
+
+@pytest.mark.parametrize("classed", [False, True])
+@settings(max_examples=10, deadline=None)
+@given(count=st.integers(40, 900), falling=st.floats(0.3, 1.0), seed=st.integers(0, 2**32 - 1))
+def test_of_many_levels_tables_tell(classed: bool, count: int, falling: float, seed: int) -> None:
+    """Their frequencies are coarse beside their shares."""
+    likely = falling ** np.sqrt(np.arange(count))
+    stream = written(likely / likely.sum(), classed, seed)
+    assert abs(stream.by_tables - stream.nbytes) <= 8

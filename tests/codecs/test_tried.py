@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.codec_support import gauss
 
@@ -86,6 +86,7 @@ def test_a_knob_that_is_too_fine_is_refused_as_by_packing() -> None:
     st.floats(-3.0, 1.0),
     st.integers(0, 1000),
 )
+@example(118, 199, -4.5625, 0.75, 0)  # hundreds of levels
 def test_bytes_are_told(out: int, width: int, knob: float, size: float, seed: int) -> None:
     """Of streams of any shape, in powers of ten of knob and deltas."""
     codec = make_codec({**KNOB, "knob": 10**knob, "rounding": "unbiased"})

@@ -77,7 +77,9 @@ def test_points_are_measured_on_the_part_that_calibration_never_saw(
     first = (done.directory / TEXTS / "calibration.txt").read_text(encoding="utf-8")
     whole = Path(str(done.wishes.setting.text)).read_text(encoding="utf-8")
     assert first + heldout.read_text(encoding="utf-8") == whole
-    assert Calibration.open(done.found.calibration).seen.digests
+    calibration = Calibration.open(done.found.calibration)
+    assert calibration.seen.digests
+    assert calibration.has_each, "moments of each expert's inputs are small here"
     assert not list((done.directory / TRIALS).glob(f"{PACKING}*"))
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from ders_core.codecs.coding.frequencies import eighths, frequencies_of
 from ders_core.codecs.coding.rans import BITS, MOST_BITS, Popper, Table
-from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.codecs.coding.stream import Reader, Writer, damaged, small_lengths
 from ders_core.compute import kernels
 from ders_core.later import np
 
@@ -86,14 +86,27 @@ class LevelTables:
     def put(self, writer: Writer) -> None:
         """From the first level that occurs to the last one: twice its frequency, and one more where
         it is rare."""
+        first, numbers = self._numbers
+        writer.put_small([first, len(numbers)])
+        writer.put_small(numbers)
+
+    @property
+    def nbytes(self) -> int:
+        """Of what `put` writes."""
+        first, numbers = self._numbers
+        head = small_lengths(np.array([first, len(numbers)]))
+        return int(head.sum() + small_lengths(numbers).sum())
+
+    @property
+    def _numbers(self) -> tuple[int, np.ndarray]:
+        """The first level that occurs, and what is written of each from there on."""
         numbers = 2 * self.usual.frequencies[:-1]
         if self.rare is not None:
             rare = self.rare.frequencies
             numbers = np.where(rare > 0, 2 * rare + 1, numbers)
         used = np.flatnonzero(numbers)
         first, end = int(used[0]), int(used[-1]) + 1
-        writer.put_small([first, end - first])
-        writer.put_small(numbers[first:end])
+        return first, numbers[first:end]
 
     @classmethod
     def take(cls, reader: Reader, levels: int) -> LevelTables:

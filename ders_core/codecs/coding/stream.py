@@ -15,6 +15,14 @@ FEW = 16
 """So many numbers are sooner read and written one by one."""
 
 
+def small_lengths(numbers: np.ndarray) -> np.ndarray:
+    """int64 `[n]`: the bytes that `put_small` makes of each number, int64 `[n]`."""
+    lengths = np.ones(len(numbers), np.int64)
+    for place in range(1, MOST_DIGITS):
+        lengths += numbers >> 7 * place > 0
+    return lengths
+
+
 class Writer:
     """Puts arrays behind each other."""
 

@@ -88,7 +88,7 @@ class Tune(Kind[TuneSpec, TuneResult]):
         given = context.allowed(spec.calibration) if spec.calibration else None
 
         def calibrated() -> dict[str, Any]:
-            return {"calibration": str(given or _calibrated(context, spec, demand.checkpoint.path))}
+            return {"calibration": str(given or _calibrated(context, spec, demand.checkpoint))}
 
         calibration = Path(context.step("calibrate", calibrated)["calibration"])
         tuned = context.step("tune", lambda: _tuned(context, spec, demand, calibration))
@@ -118,19 +118,20 @@ class _Demand:
         return cls(checkpoint, bound, constraints)
 
 
-def _calibrated(context: TaskContext, spec: TuneSpec, checkpoint: Path) -> Path:
-    from ders_core.calibrate import calibrate
+def _calibrated(context: TaskContext, spec: TuneSpec, checkpoint: Checkpoint) -> Path:
+    from ders_core.calibrate import calibrate, has_room_for_each
 
     out = context.directory() / CALIBRATION
     if not out.exists():  # of an attempt that died right after
         calibrate(
-            checkpoint,
+            checkpoint.path,
             out,
             text=context.allowed_texts(spec.text),
             device=context.device(spec.device),
             max_tokens=spec.max_tokens,
             gradients=True,
             others=True,
+            each_expert=has_room_for_each(checkpoint),
             trust_remote_code=spec.trust_remote_code,
             progress=context.progress,
         )

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ders_core.analysis import analyze
-from ders_core.calibrate import calibrate
+from ders_core.calibrate import calibrate, has_room_for_each
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import resolve_device
 from ders_core.compute.progress import Progress, quiet
@@ -208,6 +208,7 @@ class _Stages:
                 batch=setting.batch,
                 gradients=True,
                 others=True,
+                each_expert=has_room_for_each(self.checkpoint),
                 trust_remote_code=setting.trust_remote_code,
                 progress=self.progress,
             )
