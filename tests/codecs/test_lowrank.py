@@ -187,7 +187,7 @@ def test_it_is_synthesized_a_few_rows_at_a_time(
 
 
 def test_large_experts_are_encoded_side_by_side() -> None:
-    """Two of Mixtral's size fit into what threads may hold, unless an exact SVD is taken, or factors
+    """Two of Mixtral's size fit into what threads may hold, unless an exact SVD is taken or factors
     are rounded to a few bits."""
     shape = (14336, 4096)
     assert 2 * LowRank(rank=64).working_bytes(shape) <= WORKING_BYTES
