@@ -15,6 +15,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -25,18 +26,20 @@ from ders_core.analysis.krylov import head
 from ders_core.codecs import DeltaCodec, EncodeContext, LowRank, Quantized
 from ders_core.codecs.fitting import gptq, metric
 from ders_core.compute.krylov import Dense
+from ders_core.compute.triangles import back_lower, times_lower
 
 OUT, WIDTH, DIRECTIONS = 3584, 2048, 16
 WEIGHTS = OUT * WIDTH
 REPEATS = 3
 
 Work = Callable[[], torch.Tensor]
+Product = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
     """work, plain: two ways to the same; `loss` of a result is smaller the better it is. products:
-    floating-point operations in them; None to count those of a Krylov space."""
+    floating-point operations in them; None to count those of a Krylov space and of a metric."""
 
     work: Work
     plain: Work
@@ -88,21 +91,25 @@ def cases(delta: torch.Tensor, moments: torch.Tensor) -> dict[str, Case]:
 
 
 def counted(work: Work) -> float:
-    """Operations of the products with a matrix in memory."""
-    columns = []
+    """Operations of the products with a matrix in memory, and with the triangle of a metric."""
+    operations = list[float]()
 
-    def times(operator: Dense, block: torch.Tensor) -> torch.Tensor:
-        columns.append(block.shape[1])
-        return before_times(operator, block)
+    def counting(product: Product, of_a_column: float) -> Product:
+        def product_of(matrix: Any, block: torch.Tensor) -> torch.Tensor:
+            operations.append(of_a_column * block.shape[1])
+            return product(matrix, block)
 
-    def back(operator: Dense, block: torch.Tensor) -> torch.Tensor:
-        columns.append(block.shape[1])
-        return before_back(operator, block)
+        return product_of
 
-    before_times, before_back = Dense.times, Dense.back
-    with patch.object(Dense, "times", times), patch.object(Dense, "back", back):
+    whole, triangle = 2.0 * WEIGHTS, float(WIDTH * WIDTH)
+    with (
+        patch.object(Dense, "times", counting(Dense.times, whole)),
+        patch.object(Dense, "back", counting(Dense.back, whole)),
+        patch.object(metric, "times_lower", counting(times_lower, triangle)),
+        patch.object(metric, "back_lower", counting(back_lower, triangle)),
+    ):
         work()
-    return 2.0 * WEIGHTS * sum(columns)
+    return sum(operations)
 
 
 def main(words: list[str]) -> None:

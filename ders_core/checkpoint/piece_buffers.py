@@ -19,7 +19,8 @@ class PieceBuffer:
     def __init__(
         self, shape: Shape, dtype: torch.dtype, device: torch.device, memory: ExitStack
     ) -> None:
-        self._host = self._filled = memory.enter_context(borrow(shape, dtype))
+        self._borrowed = memory.enter_context(ExitStack())
+        self._host = self._filled = self._borrowed.enter_context(borrow(shape, dtype))
 
     def fill(self, fill: Callable[[torch.Tensor, T], torch.Tensor], item: T) -> None:
         """Read a piece; called in the reading thread."""
@@ -31,6 +32,11 @@ class PieceBuffer:
 
     def give_back(self) -> None:
         """The piece is not used any more."""
+
+    def end(self) -> None:
+        """No piece is read any more: others may borrow the memory."""
+        del self._host, self._filled
+        self._borrowed.close()
 
 
 class PinnedBuffer(PieceBuffer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Generic, TypeVar
@@ -20,10 +20,12 @@ UNUSED = 3
 
 
 class _Free:
-    """Buffers that are free. users: how many have what is in one before it is free again."""
+    """Buffers that are free. users: how many have what is in one before it is free again. uses: how
+    often one is taken, all together; what is free after that gives its memory to others."""
 
-    def __init__(self, buffers: Iterable[PieceBuffer], users: int) -> None:
+    def __init__(self, buffers: Sequence[PieceBuffer], users: int, uses: int) -> None:
         self._users, self._lock = users, threading.Lock()
+        self._left = uses - len(buffers)
         self._free: SimpleQueue[PieceBuffer | None] = SimpleQueue()
         self._used: Counter[int] = Counter()
         for buffer in buffers:
@@ -38,8 +40,12 @@ class _Free:
         with self._lock:
             self._used[id(buffer)] += 1
             is_free = self._used[id(buffer)] % self._users == 0
-        if is_free:
+            self._left -= is_free
+            is_needed = self._left >= 0
+        if is_free and is_needed:
             self._free.put(buffer)
+        elif is_free:
+            buffer.end()
 
     def end(self) -> None:
         """Nobody waits any more."""
@@ -50,8 +56,8 @@ class SideBySide(Generic[R]):
     """See `checkpoint.streaming.each_matrix`.
 
     read: fills memory with a matrix. use, seen: called with each, the second one in order, by the
-    thread that reads. buffers: more than there are threads. reader, pool: of one thread, and of
-    those that work.
+    thread that reads. buffers: more than there are threads, or one for each matrix. count: how many
+    matrices there are. reader, pool: of one thread, and of those that work.
     """
 
     def __init__(
@@ -59,20 +65,22 @@ class SideBySide(Generic[R]):
         read: Callable[[torch.Tensor, int], torch.Tensor],
         use: Callable[[int, torch.Tensor], R],
         seen: Callable[[torch.Tensor], None] | None,
-        buffers: Iterable[PieceBuffer],
+        buffers: Sequence[PieceBuffer],
+        count: int,
         reader: ThreadPoolExecutor,
         pool: ThreadPoolExecutor,
     ) -> None:
         self._read, self._use, self._seen = read, use, seen
         self._reader, self._pool = reader, pool
-        self._free = _Free(buffers, 1 if seen is None else 2)
+        self._free = _Free(buffers, 1 if seen is None else 2, count)
+        self._count = count
         self._running: deque[tuple[int, Reading, Future[R]]] = deque()
         self._unseen: deque[Reading] = deque()
         self._shown: list[Future[None]] = []
 
-    def each(self, count: int, threads: int) -> Generator[tuple[int, R], None, None]:
-        """(number, `use(number, matrix)`) of so many, in order."""
-        begun = 0
+    def each(self, threads: int) -> Generator[tuple[int, R], None, None]:
+        """(number, `use(number, matrix)`) in order."""
+        begun, count = 0, self._count
         while begun < count or self._running:
             while begun < count and len(self._running) < threads + UNUSED:
                 self._begin(begun)

@@ -129,11 +129,11 @@ def each_matrix(
     ):
         buffers = [  # one is read while the others are worked on
             PieceBuffer(stack.shape[1:], stack.dtype.torch, torch.device(device), memory)
-            for _ in range(threads + 1)
+            for _ in range(min(threads + 1, experts))
         ]
-        flow = SideBySide(read, in_this_mode(use), seen, buffers, reader, pool)
+        flow = SideBySide(read, in_this_mode(use), seen, buffers, experts, reader, pool)
         try:
-            yield from flow.each(experts, threads)
+            yield from flow.each(threads)
         finally:
             flow.end()
 

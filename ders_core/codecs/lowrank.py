@@ -276,15 +276,30 @@ class LowRank(DeltaCodec):
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
+        return self.unpack_with_rows(slice(0, 0), parts, base, context)[0]
+
+    def unpack_with_rows(
+        self,
+        rows: slice,
+        parts: Mapping[str, torch.Tensor],
+        base: torch.Tensor,
+        context: EncodeContext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """A few rows at a time: the delta is never whole in float32."""
-        rank = self._rank((base.shape[0], base.shape[1]), Dtype.of(context.dtype))
+        shape = base.shape[0], base.shape[1]
+        rank = self._rank(shape, Dtype.of(context.dtype))
         if not rank:
-            return super().unpack(parts, base, context)
-        left, right = self._factors(parts, rank, (base.shape[0], base.shape[1]), context)
+            return super().unpack_with_rows(rows, parts, base, context)
+        left, right = self._factors(parts, rank, shape, context)
         weight = fresh(base.shape, base.dtype, base.device)
-        for rows, product in row_products(left, right):
-            add(base[rows], product, weight[rows])
-        return weight
+        start, stop, _ = rows.indices(shape[0])
+        wanted = [right.new_empty(0, shape[1])]
+        for piece, product in row_products(left, right):
+            add(base[piece], product, weight[piece])
+            first, end = max(start, piece.start), min(stop, piece.stop)
+            if first < end:
+                wanted.append(product[first - piece.start : end - piece.start])
+        return weight, torch.cat(wanted)
 
     def product(
         self,

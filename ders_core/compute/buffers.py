@@ -21,8 +21,8 @@ KEPT_BYTES = 1 << 28
 """How much returned memory is kept for the next borrower, at most."""
 
 REUSED_BYTES = 900_000_000
-"""Within `memory_is_reused`: how much is in use and kept, both together, unless more is in use. Two
-experts of Mixtral's size take as much while they are encoded."""
+"""Within `memory_is_reused`: how much is in use and kept, both together, unless more was in use.
+Two experts of Mixtral's size take about as much while they are encoded."""
 
 KEPT_SMALL_BYTES = 31 << 20
 """glibc keeps freed blocks of up to this size once one block of this size was freed. It returns
@@ -78,10 +78,11 @@ _free: list[np.ndarray] = []
 @dataclass
 class _Account:
     """in_use: bytes that were taken and not given back. works: how many calls of `memory_is_reused`
-    have not ended."""
+    have not ended. most: bytes that were in use at once since the first of these began."""
 
     in_use: int = 0
     works: int = 0
+    most: int = 0
 
 
 _account = _Account()
@@ -90,9 +91,12 @@ _account = _Account()
 @contextmanager
 def memory_is_reused() -> Iterator[None]:
     """Within it, memory is kept for the next borrower as long as all of it stays within
-    `REUSED_BYTES`, so that work which does the same for each group touches no fresh memory after
-    the first. At the end, what is above `KEPT_BYTES` is returned."""
+    `REUSED_BYTES`, or what was in use at once before, so that work which does the same for each
+    group touches no fresh memory after the first. At the end, what is above `KEPT_BYTES` is
+    returned."""
     with _lock:
+        if not _account.works:
+            _account.most = _account.in_use
         _account.works += 1
     try:
         yield
@@ -139,11 +143,16 @@ def _take(size: int) -> np.ndarray:
         if fitting:
             best = min(fitting, key=lambda block: block.size)
             _free[:] = [free for free in _free if free is not best]
-            _account.in_use += best.size
+            _use(best.size)
             return best
-        _account.in_use += size
+        _use(size)
         _return_surplus()
     return _aligned(size)
+
+
+def _use(size: int) -> None:
+    _account.in_use += size
+    _account.most = max(_account.most, _account.in_use)
 
 
 def _aligned(size: int) -> np.ndarray:
@@ -162,6 +171,8 @@ def _give_back(block: np.ndarray) -> None:
 
 def _return_surplus() -> None:
     """Return the oldest kept blocks to the system, down to what may be kept."""
-    most = max(REUSED_BYTES - _account.in_use, 0) if _account.works else KEPT_BYTES
+    most = KEPT_BYTES
+    if _account.works:
+        most = max(REUSED_BYTES, _account.most) - _account.in_use
     while sum(free.size for free in _free) > most:
         _free.pop(0)

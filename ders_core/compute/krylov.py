@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ders_core.compute.pieces import pieces
+from ders_core.compute.pieces import chunk_values, pieces, row_pieces
 from ders_core.later import torch
 
 PASSES, ORTHOGONAL = 6, 1e-5
@@ -92,12 +92,23 @@ class Krylov:
             self._next = self._orthogonal(back(left).float())
         self._basis = torch.cat((self._basis, self._next), 1)
         self._images.append(there(self._next))
-        latest = self._images[-1].double()
-        column = torch.cat([image.double().mT @ latest for image in self._images]).cpu()
-        above, corner = column.split([len(self._gram), self._width])
+        above, corner = self._latest_products().split([len(self._gram), self._width])
         self._gram = torch.cat(
             (torch.cat((self._gram, above), 1), torch.cat((above.mT, corner), 1))
         )
+
+    def _latest_products(self) -> torch.Tensor:
+        """Those of all images with the latest one, `[images · width, width]` float64 on the CPU; of
+        a few rows at a time, which stay in the cache in float64."""
+        latest = self._images[-1]
+        products = latest.new_zeros(
+            len(self._images), self._width, self._width, dtype=torch.float64
+        )
+        for rows in row_pieces(latest.shape, chunk_values(latest.device)):
+            exact = latest[rows].double()
+            for product, image in zip(products, self._images, strict=True):
+                product.addmm_(image[rows].double().mT, exact)
+        return products.flatten(0, 1).cpu()
 
     def _orthogonal(self, block: torch.Tensor) -> torch.Tensor:
         """Orthonormal, and to the basis too.

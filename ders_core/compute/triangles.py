@@ -1,4 +1,5 @@
-"""Triangular factors of a positive definite matrix, in the memory of the matrix.
+"""Triangular factors of a positive definite matrix, in the memory of the matrix, and products with
+them.
 
 A matrix of 14336 columns takes 0.8 GB in float32, so no second one is made. A block of columns at a
 time is computed in float64, and rounded to the dtype of the matrix where it is stored.
@@ -50,3 +51,19 @@ def inverse_factor(matrix: torch.Tensor) -> None:
     as well as they can, 1/U_jj² is left."""
     factorize(matrix)
     invert(matrix)
+
+
+def times_lower(lower: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    """L · block, `[n, k]`. lower: L `[n, n]`; what is above its diagonal is hardly multiplied."""
+    image = block.new_empty(block.shape)
+    for rows in pieces(len(lower), COLUMNS):
+        torch.mm(lower[rows, : rows.stop], block[: rows.stop], out=image[rows])
+    return image
+
+
+def back_lower(lower: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    """Lᵀ · block, as `times_lower`."""
+    image = block.new_empty(block.shape)
+    for rows in pieces(len(lower), COLUMNS):
+        torch.mm(lower[rows.start :, rows].mT, block[rows.start :], out=image[rows])
+    return image

@@ -19,6 +19,7 @@ from ders_core.checkpoint.axes import EXPERT, IN, OUT, Axes
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.checkpoint.streaming import SLABS, each_matrix, each_slab, matrices, slabs
+from ders_core.compute import buffers
 from ders_core.errors import CheckpointError
 from ders_core.files.cold_reads import LARGE_BYTES
 from ders_core.files.header import read_header
@@ -190,6 +191,26 @@ def test_what_fails_while_it_is_shown_is_raised(tmp_path: Path) -> None:
 
     with pytest.raises(ArithmeticError, match="the fourth"):
         list(each_matrix(group, lambda expert, weight: None, 2, seen=show))
+
+
+def test_memory_that_no_expert_needs_any_more_is_free_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the last one is worked on, that of the others: of two threads and of one that reads."""
+    monkeypatch.setattr(buffers, "_account", buffers._Account())
+    monkeypatch.setattr(buffers, "_free", [])
+    group = group_of(tmp_path / "a.safetensors", np.zeros((7, 8, 4), np.float32))
+    nbytes, latest = 8 * 4 * 4, time.monotonic() + 30
+
+    def work(expert: int, weight: torch.Tensor) -> int:
+        while expert == 6 and buffers._account.in_use > nbytes and time.monotonic() < latest:
+            time.sleep(0.001)
+        return buffers._account.in_use
+
+    in_use = [number for _, number in each_matrix(group, work, 2, seen=lambda weight: None)]
+    assert in_use[0] == 3 * nbytes
+    assert in_use[6] == nbytes
+    assert buffers._account.in_use == 0
 
 
 def test_an_expert_that_fails_ends_the_others(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from support.codec_support import (
 )
 
 from ders_core.codecs import LowRank
+from ders_core.codecs.fitting import thin_products
 from ders_core.codecs.testing.inputs import DTYPES
 from ders_core.compute.threads import WORKING_BYTES
 from ders_core.files.dtype import Dtype
@@ -167,18 +168,29 @@ def test_left_factors_are_fitted_again_to_outputs() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"factor_bits": 4}], ids=str)
-def test_it_is_synthesized_a_few_rows_at_a_time(fields: dict[str, int]) -> None:
-    """More rows than at a time: the base plus the delta in float64, rounded once."""
+def test_it_is_synthesized_a_few_rows_at_a_time(
+    fields: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More rows than at a time: the base plus the delta in float64, rounded once; and some of the
+    delta's."""
     shape, known = (300, 1024), context(torch.float32)
+    monkeypatch.setattr(thin_products, "TOGETHER", 120 * shape[1])
     base, codec = gauss(shape, 1, 1.0), LowRank(rank=5, **fields)
     parts = codec.encode(gauss(shape, 2, 0.1), known)
-    exact = base.double() + codec.decode(parts, shape, known).double()
-    torch.testing.assert_close(codec.unpack(parts, base, known).double(), exact, rtol=0, atol=1e-6)
+    delta = codec.decode(parts, shape, known)
+    exact = base.double() + delta.double()
+    for rows in (slice(100, 290), slice(130, 140)):
+        weight, some = codec.unpack_with_rows(rows, parts, base, known)
+        torch.testing.assert_close(weight.double(), exact, rtol=0, atol=1e-6)
+        assert torch.equal(some, delta[rows])
+    assert torch.equal(codec.unpack(parts, base, known), weight)
 
 
 def test_large_experts_are_encoded_side_by_side() -> None:
-    """Two of Mixtral's size fit into what threads may hold, unless an exact SVD is taken."""
+    """Two of Mixtral's size fit into what threads may hold, unless an exact SVD is taken or factors
+    are rounded to a few bits."""
     shape = (14336, 4096)
     assert 2 * LowRank(rank=64).working_bytes(shape) <= WORKING_BYTES
     exact = LowRank(rank=64, svd="exact"), LowRank(energy=0.9), LowRank(rank=1000)
-    assert all(2 * codec.working_bytes(shape) > WORKING_BYTES for codec in exact)
+    large = *exact, LowRank(rank=64, factor_bits=4)
+    assert all(2 * codec.working_bytes(shape) > WORKING_BYTES for codec in large)

@@ -106,8 +106,8 @@ def test_no_more_is_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_work_that_repeats_touches_no_fresh_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it is kept within, as far as it and what is in use stay below the bound; afterwards as
-    little as always."""
+    """All of it is kept within, as far as it and what is in use stay below the bound, or below what
+    was in use before; afterwards as little as always."""
     monkeypatch.setattr(buffers, "_free", [])
     monkeypatch.setattr(buffers, "_account", buffers._Account())
     monkeypatch.setattr(buffers, "KEPT_BYTES", LARGE_BYTES)
@@ -126,14 +126,20 @@ def test_work_that_repeats_touches_no_fresh_memory(monkeypatch: pytest.MonkeyPat
         assert group() == first
         with borrow((LARGE_BYTES * 2,), torch.uint8):  # 7 in all: the oldest of those kept goes
             assert sum(block.size for block in buffers._free) <= 4 * LARGE_BYTES
+        group()
         wide = fresh((LARGE_BYTES * 9,), torch.uint8)  # nothing else is kept beside it
         assert not buffers._free
         assert buffers._account.in_use == wide.numel()
+        place = wide.data_ptr()
         del wide
-        assert not buffers._free
+        assert fresh((LARGE_BYTES * 9,), torch.uint8).data_ptr() == place
         group()
+        assert sum(block.size for block in buffers._free) <= 9 * LARGE_BYTES
     assert sum(block.size for block in buffers._free) <= LARGE_BYTES
-    assert buffers._account == buffers._Account(in_use=0, works=0)
+    assert (buffers._account.in_use, buffers._account.works) == (0, 0)
+    with memory_is_reused():
+        group()
+        assert buffers._account.most == 5 * LARGE_BYTES  # of this work alone
     with pytest.raises(ZeroDivisionError), memory_is_reused():
         raise ZeroDivisionError
     assert buffers._account.works == 0

@@ -41,6 +41,20 @@ def test_both_factors(size: int, columns: int, seed: int, dtype: torch.dtype) ->
     np.testing.assert_allclose(inverted.T @ inverted, wanted, rtol=0, atol=1000 * rough)
 
 
+@given(size=st.integers(0, 40), columns=st.integers(1, 50), seed=st.integers(0, 1000))
+def test_products_with_a_triangle(size: int, columns: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    lower, block = np.tril(random.normal(size=(size, size))), random.normal(size=(size, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triangles, "COLUMNS", columns)
+        there, back = (
+            product(torch.from_numpy(lower), torch.from_numpy(block)).numpy()
+            for product in (triangles.times_lower, triangles.back_lower)
+        )
+    np.testing.assert_allclose(there, lower @ block, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(back, lower.T @ block, rtol=0, atol=1e-12)
+
+
 def test_sums_are_in_float64() -> None:
     """Of 2000 columns that are nearly the same, where sums in float32 leave a negative diagonal."""
     nearly = torch.ones(2000, 2000) + 3e-6 * torch.eye(2000)

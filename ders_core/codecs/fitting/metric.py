@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ders_core.codecs.fitting.definite import positive_definite
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.compute.krylov import Dense, Krylov
+from ders_core.compute.triangles import back_lower, times_lower
 from ders_core.later import torch
 
 DAMPING = 1e-4
@@ -58,13 +59,13 @@ class Weighed:
     def times(self, block: torch.Tensor) -> torch.Tensor:
         if self._is_diagonal:
             return self._delta.times(self._factor[:, None] * block)
-        return self._delta.times(self._factor @ block)
+        return self._delta.times(times_lower(self._factor, block))
 
     def back(self, block: torch.Tensor) -> torch.Tensor:
         image = self._delta.back(block)
         if self._is_diagonal:
             return self._factor[:, None] * image
-        return self._factor.mT @ image
+        return back_lower(self._factor, image)
 
 
 def _compute_metric(moments: torch.Tensor) -> Metric:
