@@ -123,7 +123,7 @@ def test_outliers_do_not_ruin_a_group() -> None:
 def test_chunked_rows_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     delta, codec = gauss((40, 70)), Quantized(bits=3, group_size=32)
     parts, decoded = round_trip(codec, delta, context())
-    monkeypatch.setattr("ders_core.codecs.quantized.CHUNK", 210)  # three rows at a time
+    monkeypatch.setattr("ders_core.codecs.fitting.block_codes.CHUNK", 210)  # three rows at a time
     again, decoded_again = round_trip(codec, delta, context())
     assert all(torch.equal(again[name], parts[name]) for name in parts)
     assert torch.equal(decoded_again, decoded)

@@ -171,7 +171,7 @@ def test_the_codec(
         return parts, {"weight": synthesized, "delta": codec.decode(parts, shape, knowledge)}
 
     wanted = plainly(lambda: round_trip(weight, base))
-    with patch("ders_core.codecs.quantized.CHUNK", 1000):
+    with patch("ders_core.codecs.fitting.block_codes.CHUNK", 1000):
         assert all(map(same, round_trip(weight, base), wanted))
     across = weight.T.contiguous().T, base.T.contiguous().T
     assert all(map(same, round_trip(*across), wanted))

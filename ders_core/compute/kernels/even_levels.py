@@ -61,10 +61,10 @@ def larger(builder: Any, left: Any, right: Any) -> Any:
 
 def magnitude(builder: Any, vector: Any) -> Any:
     """|v| of each lane; +0 of a zero of either sign."""
-    return _called(builder, "fabs", vector)
+    return called(builder, "fabs", vector)
 
 
-def _called(builder: Any, name: str, vector: Any) -> Any:
+def called(builder: Any, name: str, vector: Any) -> Any:
     """A function of LLVM's, of each lane."""
     kind, full = ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.{name}.v{LANES}f32"
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, full), [vector])
@@ -74,7 +74,7 @@ Terms = Callable[[Block, int], Sequence[Any]]
 """The terms, a vector of each sum, of the values with a number of vectors before them."""
 
 
-def _sums(terms: Terms, numbers: int, sums: int = 1, *, of_largest: bool = False) -> Any:
+def sums_of(terms: Terms, numbers: int, sums: int = 1, *, of_largest: bool = False) -> Any:
     """What takes (values, weights, is_weighed, a tuple of so many float32 numbers, or None) and
     gives so many sums: a float32, or a tuple of them. weights are not read unless `is_weighed`.
     of_largest: the largest term instead of the sum."""
@@ -144,21 +144,21 @@ def fits_of(block: Block, number: int) -> Sequence[Any]:
     that one."""
     value, builder, (inverse, lowest, top) = block.value(number), block.builder, block.numbers
     above = builder.fsub(builder.fmul(value, inverse), lowest)
-    nearest = _called(builder, "rint", above)
+    nearest = called(builder, "rint", above)
     nearest = builder.select(builder.fcmp_ordered("<", nearest, top), nearest, top)
     error, level = builder.fsub(above, nearest), builder.fadd(nearest, lowest)
     products = builder.fmul(error, error), builder.fmul(error, level)
     return [block.weighed(product, number) for product in products]
 
 
-largest_magnitude = _sums(_seen, 0, of_largest=True)
+largest_magnitude = sums_of(_seen, 0, of_largest=True)
 """max |v| of the values whose weight is above 0."""
 
-sum_magnitudes = _sums(_magnitudes, 0)
+sum_magnitudes = sums_of(_magnitudes, 0)
 """Σ w·v of magnitudes v."""
 
-sum_squares = _sums(_squares, 0)
+sum_squares = sums_of(_squares, 0)
 """Σ w·v²."""
 
-sum_fits = _sums(fits_of, 3, 2)
+sum_fits = sums_of(fits_of, 3, 2)
 """Σ w·e² and Σ w·e·L. numbers: those of `fits_of`."""
