@@ -141,8 +141,8 @@ class BlockCodes:
         of_floats = none if self.in_bytes else scales
         shares = scales if self.in_bytes else torch.empty(0, 0, dtype=torch.uint8)
         tops, offsets = parts.get("tops", none.view(-1)), parts.get("offsets", none)
-        floats = [kernels.bits(part) for part in (of_floats, tops, offsets)]
-        return floats[0], shares.numpy(), *floats[1:], kernels.kind_of(self.dtype)
+        floats, of_rows, moves = (kernels.bits(part) for part in (of_floats, tops, offsets))
+        return floats, shares.numpy(), of_rows, moves, kernels.kind_of(self.dtype)
 
     def _lines(self, delta: torch.Tensor, weights: torch.Tensor | None) -> Lines:
         """The best scales and offsets of rows `[rows, in]`, before they are stored."""
