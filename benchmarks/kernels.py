@@ -3,7 +3,8 @@ second, how many times faster, and the time as a multiple of a copy of the same 
 entropy coding are in `entropy_coding.py`.
 
 Each is called once before it is timed, and its least processor time of five is told, on one thread.
-The copy is of what the work reads and writes: its inputs and outputs, once.
+The copy is of what the work reads and writes: its inputs and outputs, once. Lines that begin with
+"one pass" are of a matrix that no cache holds.
 Run: `python benchmarks/kernels.py [word ...]`; words choose the lines that contain one of them.
 """
 
@@ -31,8 +32,8 @@ from ders_core.compute.pieces import pieces
 from ders_core.decompose.averages import mean_of, median_of
 from ders_core.decompose.distortion import compare, is_finite
 
-SHAPE = (2048, 1024)
-ENTRIES = SHAPE[0] * SHAPE[1]
+SHAPE, LARGE = (2048, 1024), (4096, 4096)
+ENTRIES, LARGE_ENTRIES = SHAPE[0] * SHAPE[1], LARGE[0] * LARGE[1]
 REPEATS = 5
 
 Work = Callable[[], object]
@@ -49,6 +50,16 @@ QUANTIZED: Mapping[str, Mapping[str, Any]] = {
     "6 bits, normal": {"bits": 6, "grid": "normal"},
     "4 bits, unbiased": {"bits": 4, "gain": "unbiased"},
 }
+ONE_PASS: Mapping[str, Mapping[str, Any]] = {
+    "4 bits": {"bits": 4},
+    "4 bits, affine": {"bits": 4, "grid": "affine"},
+    "4 bits, normal": {"bits": 4, "grid": "normal"},
+    "4 bits, learned": {"bits": 4, "grid": "learned"},
+    "4 bits, scales in 8 bits": {"bits": 4, "scale_bits": 8},
+    "ternary": {"grid": "ternary"},
+}
+"""Searched, coded and packed in one pass; levels are learnt in two passes before it."""
+
 SPARSE: Mapping[str, Mapping[str, Any]] = {
     "drop 0.9": {"drop_rate": 0.9},
     "drop 0.9, not in blocks": {"drop_rate": 0.9, "draws": "matrix"},
@@ -126,6 +137,25 @@ def dense_works() -> dict[str, tuple[Work, int]]:
     return found
 
 
+def one_pass_works() -> dict[str, tuple[Work, int]]:
+    """The same of encoding a large matrix, with and without weights of columns."""
+    generator = torch.Generator().manual_seed(2)
+    base = (torch.randn(LARGE, generator=generator) * 0.02).bfloat16()
+    weight = (base.float() + torch.randn(LARGE, generator=generator) * 0.004).bfloat16()
+    contexts = {
+        "": EncodeContext(torch.bfloat16, 1),
+        ", weighed": EncodeContext(torch.bfloat16, 1, torch.rand(LARGE[1], generator=generator)),
+    }
+    found: dict[str, tuple[Work, int]] = {}
+    for name, fields in ONE_PASS.items():
+        codec = Quantized(**fields)
+        for remark, context in contexts.items():
+            moved = nbytes(weight, base, *codec.pack(weight, base, context).values())
+            work = partial(codec.pack, weight, base, context)
+            found[f"one pass, {name}{remark}"] = work, moved
+    return found
+
+
 def positions_works() -> dict[str, tuple[Work, int]]:
     """The same of drawing positions."""
     kept = ENTRIES // 10
@@ -150,12 +180,14 @@ def main(words: list[str]) -> None:
         ", ".join(f"{name} {module.__version__}" for name, module in versions.items()),
         f"on {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
     )
-    print(f"{SHAPE[0]} × {SHAPE[1]} entries; loops and plain: ns an entry")
+    shapes = (f"{out} × {width}" for out, width in (SHAPE, LARGE))
+    print(f"{', one pass '.join(shapes)} entries; loops and plain: ns an entry")
     print(f"{'':40}{'loops':>8}{'M/s':>8}{'plain':>8}{'ratio':>8}{'/ copy':>8}")
-    for name, (work, moved) in (dense_works() | positions_works()).items():
+    for name, (work, moved) in (dense_works() | positions_works() | one_pass_works()).items():
         if words and not any(word in name for word in words):
             continue
-        entries = ENTRIES * (EXPERTS if "of each" in name else 1)
+        large = name.startswith("one pass")
+        entries = LARGE_ENTRIES if large else ENTRIES * (EXPERTS if "of each" in name else 1)
         work()
         fast, copy = 1e9 * seconds(work) / entries, 1e9 * copied(moved) / entries
         with patch("ders_core.compute.kernels._installed", return_value=False):

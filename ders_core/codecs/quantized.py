@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,34 +10,27 @@ from pydantic import Field, model_validator
 from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.packing import (
-    TRITS,
-    pack_piece,
-    pack_trits_piece,
     packed_bytes,
     packed_trits_bytes,
 )
+from ders_core.codecs.fitting.block_codes import BlockCodes
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
 from ders_core.codecs.fitting.code_products import routed_codes
-from ders_core.codecs.fitting.codes import CHUNK, Lines, decoded
+from ders_core.codecs.fitting.codes import Lines, decoded
+from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.codecs.fitting.grouped_codes import grouped_codes
-from ders_core.codecs.fitting.levels import Levels, learnt, levels_of, uniform
-from ders_core.codecs.fitting.lines import best_lines
-from ders_core.codecs.fitting.one_pass import can_pass_once, quantized_in_one_pass
+from ders_core.codecs.fitting.learnt_levels import learnt_of_blocks
+from ders_core.codecs.fitting.levels import Levels, levels_of
 from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes, is_few
-from ders_core.codecs.fitting.row_rounding import MadeUpFor, RowRounding, ToNearest
-from ders_core.codecs.fitting.scales import best_scales
-from ders_core.codecs.fitting.stored_scales import lines_of, stored_scales
+from ders_core.codecs.fitting.stored_scales import lines_of
 from ders_core.codecs.fitting.tunable_codes import tunable_codes
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.plain_fields import omit_defaults
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
-from ders_core.codecs.synthesis import difference
 from ders_core.codecs.tunable import Tunable
 from ders_core.compute import gaussian_error
-from ders_core.compute.buffers import fresh
-from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
@@ -172,23 +164,7 @@ class Quantized(DeltaCodec):
         return parts
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
-        levels = self._fixed_levels()
-        if levels is None or self.gain == "auto":
-            return super().pack(weight, base, context)
-        shape, device = (weight.shape[0], weight.shape[1]), weight.device
-        weights, blocks = column_weights(context.importance, device), self._blocks(shape[1])
-        is_plain = self.scale_bits == 16 and self.grid != "affine" and not _compensates(context)
-        if is_plain and can_pass_once(weight, base, context.dtype, blocks):
-            packed, target = self._no_codes(shape, device), target_of(self.gain)
-            scales = quantized_in_one_pass(
-                weight, base, weights, levels, blocks, target, context.dtype, self.bits, packed
-            )
-            return {"scales": scales, "codes": packed}
-
-        def read(rows: slice) -> torch.Tensor:
-            return difference(weight[rows], base[rows])
-
-        return self._rounded(read, shape, weights, levels, context, device)
+        return self._packed(Deltas(weight, base), context)
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
@@ -206,11 +182,7 @@ class Quantized(DeltaCodec):
         return self._decoded(parts, width, base), self._decoded(parts, width, None, rows)
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        parts = self._encoded(delta, context)
-        if self.gain != "auto":
-            return parts
-        decoded = self.decode(parts, (delta.shape[0], delta.shape[1]), context)
-        return self.scaled(parts, best_gain(delta, decoded, context, by_chance=False))
+        return self._packed(Deltas(delta), context)
 
     def scaled(self, parts: Parts, factor: float) -> Parts:
         """The parts of the same delta times a factor above 0."""
@@ -220,18 +192,29 @@ class Quantized(DeltaCodec):
             for name, part in parts.items()
         }
 
-    def _encoded(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        """With a gain of 1 where the best one is sought."""
-        shape = (delta.shape[0], delta.shape[1])
-        weights = column_weights(context.importance, delta.device)
+    def _packed(self, deltas: Deltas, context: EncodeContext) -> Parts:
         parts: Parts = {}
-        levels = self._fixed_levels()
+        blocks, levels = self._blocks(deltas.shape[1]), self._fixed_levels()
+        weights = column_weights(context.importance, deltas.device)
         if levels is None:
-            parts["levels"] = self._learn(delta, weights).to(context.dtype)
-            levels = Levels(parts["levels"].float(), uniform=False)
-        return parts | self._rounded(
-            delta.__getitem__, shape, weights, levels, context, delta.device
+            table = learnt_of_blocks(deltas, blocks, self.bits or 0, weights)
+            parts["levels"] = table.to(context.dtype)
+            levels = self.levels_of(parts)
+        codes = BlockCodes(
+            self.bits,
+            levels,
+            blocks,
+            has_offsets=self.grid == "affine",
+            in_bytes=self.scale_bits == 8,
+            target=target_of(self.gain),
+            dtype=context.dtype,
         )
+        parts |= codes.rounded(deltas, weights, context.moments)
+        if self.gain != "auto":
+            return parts
+        delta = deltas.of_rows(slice(None))
+        decoded = self.decode(parts, deltas.shape, context)
+        return self.scaled(parts, best_gain(delta, decoded, context, by_chance=False))
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -278,43 +261,6 @@ class Quantized(DeltaCodec):
         blocks, levels = self._blocks(shape[1]), self._fixed_levels()
         return tunable_codes(parts, self.bits, shape, blocks, levels)
 
-    def _rounded(
-        self,
-        read: Callable[[slice], torch.Tensor],
-        shape: tuple[int, int],
-        weights: torch.Tensor | None,
-        levels: Levels,
-        context: EncodeContext,
-        device: torch.device,
-    ) -> Parts:
-        """Scales and codes of a delta whose rows are read a piece at a time, `[rows, in]`."""
-        packed, stored = self._no_codes(shape, device), []
-        blocks, target = self._blocks(shape[1]), target_of(self.gain)
-        rounding = _rounding(context, weights, device)
-        for rows in self._row_chunks(shape, rounding.values(shape, device)):
-            delta = read(rows)
-            parts = self._stored_scales(delta, weights, levels, context.dtype)
-            lines = lines_of(parts)
-            codes = rounding.codes(delta, lines, levels, blocks)
-            if target is not None:
-                factors = target * rounding.factors(delta, codes, lines, levels, blocks)
-                parts = self._stored(lines.times(factors), context.dtype)
-            self._pack(codes, packed, rows.start * shape[1], math.prod(shape))
-            stored.append(parts)
-        joined = {name: torch.cat([parts[name] for parts in stored]) for name in stored[0]}
-        return joined | {"codes": packed}
-
-    def _no_codes(self, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
-        """Memory for the codes of a matrix."""
-        return fresh(self.parts(shape, Dtype.F32)["codes"].shape, torch.uint8, device)
-
-    def _pack(self, codes: torch.Tensor, packed: torch.Tensor, begin: int, count: int) -> None:
-        """Write codes of the values from `begin` on into those of all."""
-        if self.bits is None:
-            pack_trits_piece(codes.view(-1), packed, begin)
-        else:
-            pack_piece(codes.view(-1), self.bits, packed, begin, count)
-
     def _decoded(
         self,
         parts: Mapping[str, torch.Tensor],
@@ -333,59 +279,3 @@ class Quantized(DeltaCodec):
     def _fixed_levels(self) -> Levels | None:
         """The levels, None where they are learnt."""
         return None if self.grid == "learned" else levels_of(self.grid, self.bits)
-
-    def _row_chunks(self, shape: tuple[int, int], values: int) -> list[slice]:
-        """Rows in pieces of about so many values, whose codes fill whole bytes; for a matrix
-        without rows one empty piece."""
-        many = TRITS if self.bits is None else 8
-        step = max(values // max(shape[1], 1) // many, 1) * many
-        return list(pieces(shape[0], step)) or [slice(0, 0)]
-
-    def _learn(self, delta: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-        """Levels for values that are normalised by their block's best uniform scale."""
-        normed = fresh(delta.shape, delta.dtype, delta.device)
-        coarse = uniform(2 ** (self.bits or 0))
-        blocks = self._blocks(delta.shape[1])
-        block_weights = blocks.split_weights(weights, delta.device)
-        values = chunk_values(delta.device, CHUNK)
-        for rows in self._row_chunks((delta.shape[0], delta.shape[1]), values):
-            split = blocks.split(delta[rows])
-            scale = best_scales(split, block_weights, coarse).unsqueeze(-1)
-            normed[rows] = blocks.join(split / torch.where(scale > 0, scale, 1.0))
-        of_columns = delta.new_ones(1, 1) if weights is None else weights
-        return learnt(normed, self.bits or 0, of_columns.expand_as(normed))
-
-    def _stored_scales(
-        self, delta: torch.Tensor, weights: torch.Tensor | None, levels: Levels, dtype: torch.dtype
-    ) -> Parts:
-        """The parts that hold scales, and offsets for the affine grid."""
-        out, width = delta.shape
-        blocks = self._blocks(width)
-        scales = torch.empty(out, blocks.count, device=delta.device)
-        offsets = torch.empty(out, blocks.count, device=delta.device)
-        block_weights = blocks.split_weights(weights, delta.device)
-        for rows in self._row_chunks((out, width), chunk_values(delta.device, CHUNK)):
-            split = blocks.split(delta[rows])
-            if self.grid == "affine":
-                scales[rows], offsets[rows] = best_lines(split, block_weights, levels)
-            else:
-                scales[rows] = best_scales(split, block_weights, levels)
-        return self._stored(Lines(scales, offsets if self.grid == "affine" else None), dtype)
-
-    def _stored(self, lines: Lines, dtype: torch.dtype) -> Parts:
-        """The parts that hold these scales and offsets."""
-        return stored_scales(lines, in_bytes=self.scale_bits == 8, dtype=dtype)
-
-
-def _rounding(
-    context: EncodeContext, weights: torch.Tensor | None, device: torch.device
-) -> RowRounding:
-    """weights: as of `ToNearest`."""
-    if context.moments is None or not _compensates(context):
-        return ToNearest(weights)
-    return MadeUpFor.of(context.moments.to(device))
-
-
-def _compensates(context: EncodeContext) -> bool:
-    """Whether rounding makes up for its errors; that needs the full matrix of second moments."""
-    return context.moments is not None and context.moments.dim() == 2

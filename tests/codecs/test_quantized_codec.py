@@ -120,15 +120,6 @@ def test_outliers_do_not_ruin_a_group() -> None:
     assert float((decoded - delta)[0, clean].abs().max()) < float(delta.abs().max()) / 255
 
 
-def test_chunked_rows_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    delta, codec = gauss((40, 70)), Quantized(bits=3, group_size=32)
-    parts, decoded = round_trip(codec, delta, context())
-    monkeypatch.setattr("ders_core.codecs.quantized.CHUNK", 210)  # three rows at a time
-    again, decoded_again = round_trip(codec, delta, context())
-    assert all(torch.equal(again[name], parts[name]) for name in parts)
-    assert torch.equal(decoded_again, decoded)
-
-
 MAX_1960 = {
     1: ([0.7980], 0.3634),
     2: ([0.4528, 1.510], 0.1175),

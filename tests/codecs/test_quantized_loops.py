@@ -21,11 +21,13 @@ from ders_core.codecs.codec import Parts
 from ders_core.codecs.coding.packing import pack, pack_trits, unpack, unpack_trits
 from ders_core.codecs.fitting import lines as fitting_lines
 from ders_core.codecs.fitting import scales
+from ders_core.codecs.fitting.block_codes import BlockCodes
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.synthesis import difference
 from ders_core.codecs.testing.inputs import DTYPES, curvature
 from ders_core.compute import kernels
 from ders_core.compute.sums import halved_sum
+from ders_core.compute.threads import one_thread, threads_of_torch
 
 T = TypeVar("T")
 LONG = bool(os.environ.get("DERS_HOLD_LONG"))
@@ -41,17 +43,20 @@ LEVELS = [
     CLOSE,
 ]
 GRIDS: list[dict[str, Any]] = [
-    *({"bits": bits} for bits in range(1, 9)),
+    *({"bits": bits} for bits in (1, 2, 3, 4, 8)),
+    {"bits": 6, "scale_bits": 8},
     {"grid": "ternary"},
     {"bits": 3, "grid": "affine"},
     {"bits": 1, "grid": "affine", "scale_bits": 8},
     {"bits": 4, "grid": "normal"},
     {"bits": 6, "grid": "normal", "scale_bits": 8},
     {"bits": 2, "grid": "learned"},
+    {"bits": 4, "grid": "learned", "scale_bits": 8, "gain": 0.9},
     {"bits": 7, "grid": "learned"},
     {"bits": 1, "gain": "unbiased"},
-    {"grid": "ternary", "gain": "auto"},
+    {"grid": "ternary", "scale_bits": 8, "gain": "auto"},
     {"bits": 2, "grid": "affine", "gain": 0.9},
+    {"bits": 5, "grid": "affine", "scale_bits": 8, "gain": "unbiased"},
     {"bits": 3, "gain": "unbiased", "scale_bits": 8},
 ]
 
@@ -133,9 +138,15 @@ def test_scales_and_lines(
 
 def same(left: Parts, right: Parts) -> bool:
     return left.keys() == right.keys() and all(
-        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name])
+        left[name].dtype == right[name].dtype
+        and torch.equal(bits_of(left[name]), bits_of(right[name]))
         for name in left
     )
+
+
+def bits_of(part: torch.Tensor) -> torch.Tensor:
+    """Its bytes: zeros of either sign differ."""
+    return part.contiguous().view(-1).view(torch.uint8)
 
 
 @pytest.mark.parametrize("fields", GRIDS, ids=lambda fields: "-".join(map(str, fields.values())))
@@ -159,7 +170,8 @@ def test_the_codec(
     kind: str,
     known: bool,
 ) -> None:
-    """Parts, weights and deltas; in several pieces, of matrices that lie in memory or across it."""
+    """Parts, weights and deltas, of matrices that lie in memory or across it; in plain torch a few
+    rows at a time."""
     codec = Quantized(**fields, group_size=group_size)
     base = gauss(shape, seed + 2, 0.1).to(dtype)
     weight = (base.float() + blocks(seed, shape, kind)).to(dtype)
@@ -170,11 +182,32 @@ def test_the_codec(
         synthesized = codec.unpack(parts, base, knowledge)
         return parts, {"weight": synthesized, "delta": codec.decode(parts, shape, knowledge)}
 
-    wanted = plainly(lambda: round_trip(weight, base))
-    with patch("ders_core.codecs.quantized.CHUNK", 1000):
-        assert all(map(same, round_trip(weight, base), wanted))
+    with patch("ders_core.codecs.fitting.block_codes.CHUNK", 1000):
+        wanted = plainly(lambda: round_trip(weight, base))
+    assert all(map(same, round_trip(weight, base), wanted))
     across = weight.T.contiguous().T, base.T.contiguous().T
     assert all(map(same, round_trip(*across), wanted))
+
+
+@pytest.mark.parametrize("group_size", [32, 44, 0])
+@pytest.mark.parametrize("fields", GRIDS, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_every_grid_passes_once(
+    fields: dict[str, Any], group_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that fill rows, or do not; by any number of threads, weighed or not."""
+    codec, shape = Quantized(**fields, group_size=group_size), (75, 96)
+    base = gauss(shape).bfloat16()
+    weight, delta = (base.float() + gauss(shape, 1, 0.01)).bfloat16(), gauss(shape, 2)
+    monkeypatch.setattr(BlockCodes, "_in_several_passes", None)
+    monkeypatch.setattr("ders_core.compute.row_pieces.LEAST", 1)
+    for importance in (None, torch.arange(96.0)):
+        knowledge = EncodeContext(torch.bfloat16, 5, importance)
+        found = []
+        for threads in (1, 4):
+            with threads_of_torch(threads), one_thread():
+                found += [codec.pack(weight, base, knowledge), codec.encode(delta, knowledge)]
+        assert same(found[0], found[2])
+        assert same(found[1], found[3])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -177,35 +177,46 @@ def levels_of(grid: str, bits: int | None) -> Levels:
 def learnt(values: torch.Tensor, bits: int, weights: torch.Tensor | None = None) -> torch.Tensor:
     """2^bits levels with the least squared error for `values` themselves: float32, ascending.
 
-    values: float32, any shape. weights: of each value's error, of the same shape. Lloyd's iteration
-    on a histogram of 16 Ki bins, in float64; it starts from the compander that is best at high
-    resolution (density^⅓, Panter and Dite 1951), so the result is the same on every device.
+    values: float32, any shape. weights: of each value's error, of the same shape. The result is the
+    same on every device.
     """
-    count = 2**bits
     flat = values.reshape(-1)
     low, high = (float(flat.min()), float(flat.max())) if flat.numel() else (0.0, 0.0)
     if not high > low:
-        return torch.full((count,), low)
+        return torch.full((2**bits,), low)
     place = ((flat - low) * (HISTOGRAM_BINS / (high - low))).long().clamp_(0, HISTOGRAM_BINS - 1)
     share = None if weights is None else weights.reshape(-1).double()
     mass = _summed(place, share)
     total = _summed(place, flat.double() if share is None else flat.double() * share)
-    filled = mass > 0
-    centre = np.where(filled, total / np.where(filled, mass, 1), 0.0)
-    mass, centre = mass[filled], centre[filled]
-    table = _companded(mass, centre, count)
-    below = np.concatenate([[0.0], np.cumsum(mass)])
-    first = np.concatenate([[0.0], np.cumsum(mass * centre)])
-    for _ in range(SWEEPS):
-        edges = np.searchsorted(centre, (table[1:] + table[:-1]) / 2)
-        bounds = np.concatenate([[0], edges, [len(centre)]])
-        inside = np.diff(below[bounds])
-        means = np.diff(first[bounds]) / np.where(inside > 0, inside, 1)
-        moved = np.where(inside > 0, means, table)
-        if np.array_equal(moved, table):
-            break
-        table = np.sort(moved)
-    return torch.tensor(table, dtype=torch.float32)
+    return Histogram(mass, total).levels(bits)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Of values that levels are learnt for. mass: of the values in each bin, float64
+    `[HISTOGRAM_BINS]`. total: the values times what they weigh, alike."""
+
+    mass: np.ndarray
+    total: np.ndarray
+
+    def levels(self, bits: int) -> torch.Tensor:
+        """2^bits levels, float32, ascending: Lloyd's iteration in float64, which starts from the
+        compander that is best at high resolution (density^⅓, Panter and Dite 1951)."""
+        filled = self.mass > 0
+        mass, centre = self.mass[filled], self.total[filled] / self.mass[filled]
+        table = _companded(mass, centre, 2**bits)
+        below = np.concatenate([[0.0], np.cumsum(mass)])
+        first = np.concatenate([[0.0], np.cumsum(mass * centre)])
+        for _ in range(SWEEPS):
+            edges = np.searchsorted(centre, (table[1:] + table[:-1]) / 2)
+            bounds = np.concatenate([[0], edges, [len(centre)]])
+            inside = np.diff(below[bounds])
+            means = np.diff(first[bounds]) / np.where(inside > 0, inside, 1)
+            moved = np.where(inside > 0, means, table)
+            if np.array_equal(moved, table):
+                break
+            table = np.sort(moved)
+        return torch.tensor(table, dtype=torch.float32)
 
 
 def _summed(place: torch.Tensor, weights: torch.Tensor | None) -> np.ndarray:

@@ -6,11 +6,16 @@ loops give the same bits.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.codecs.fitting.scales import TINY, weights_of_blocks
 from ders_core.compute import kernels
 from ders_core.compute.sums import halved_sum
 from ders_core.later import np, torch
+
+if TYPE_CHECKING:
+    from ders_core.compute.kernels.lines import LineSearch
 
 SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Shares of the block's width that are tried as that of all levels."""
@@ -25,14 +30,14 @@ def best_lines(
 
     As `best_scales`, for values that are not centred on zero.
     """
-    if weights is None:
-        weights = values.new_ones((1,) * (values.dim() - 1) + values.shape[-1:])
     blocks = values.reshape(-1, values.shape[-1])
     if (heights := weights_of_blocks(weights, values)) is not None and kernels.takes(
         blocks, heights
     ):
         scales, offsets = _compiled_lines(blocks, heights, levels)
         return scales.view(values.shape[:-1]), offsets.view(values.shape[:-1])
+    if weights is None:
+        weights = values.new_ones((1,) * (values.dim() - 1) + values.shape[-1:])
     real = (weights > 0).expand_as(values)
     low = values.masked_fill(~real, torch.inf).amin(-1)
     width = values.masked_fill(~real, -torch.inf).amax(-1) - low
@@ -77,12 +82,19 @@ def _compiled_lines(
     search(
         blocks.numpy(),
         weights.numpy(),
+        *line_arguments(levels),
+        scales.numpy(),
+        offsets.numpy(),
+    )
+    return scales, offsets
+
+
+def line_arguments(levels: Levels) -> LineSearch:
+    """What `compute.kernels.lines.best_lines` takes besides blocks, weights, scales and offsets."""
+    return (
         levels.table.numpy(),
         np.array([share / levels.reach for share in SHRINKS], dtype=np.float32),
         np.array([(1 - share) / 2 for share in SHRINKS], dtype=np.float32),
         np.float32(TINY),
         REFINEMENTS,
-        scales.numpy(),
-        offsets.numpy(),
     )
-    return scales, offsets

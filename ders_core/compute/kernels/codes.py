@@ -1,8 +1,8 @@
 """Values to codes and back, a block at a time.
 
-rows: float32 `[r, in]`. size: values in a block; the last one of a row may be shorter. scales,
-offsets: float32 `[r, blocks]`; offsets `[0, 0]` where there are none. table, borders, bins, fine:
-as of `levels`. codes: uint8 `[r, in]`.
+rows: float32 `[r, in]`, or longer, padded. size: values in a block; the last one of a row may be
+shorter. scales, offsets: float32 `[r, blocks]`; offsets `[0, 0]` where there are none. table,
+borders, bins, fine: as of `levels`. codes: uint8 `[r, in]`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def encode(
     for row in range(rows.shape[0]):
         for block in range(scales.shape[1]):
             begin = block * size
-            end = min(begin + size, rows.shape[1])
+            end = min(begin + size, codes.shape[1])
             scale = scales[row, block]
             offset = offsets[row, block] if offsets.shape[0] > 0 else np.float32(0)
             step, found = scale if scale > np.float32(0) else np.float32(1), codes[row, begin:end]
@@ -64,7 +64,7 @@ def factors(
     for row in range(rows.shape[0]):
         for block in range(scales.shape[1]):
             begin = block * size
-            count = min(begin + size, rows.shape[1]) - begin
+            count = min(begin + size, codes.shape[1]) - begin
             scale = scales[row, block]
             offset = offsets[row, block] if offsets.shape[0] > 0 else np.float32(0)
             largest = tiny

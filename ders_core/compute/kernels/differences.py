@@ -28,6 +28,19 @@ def subtract(weights: np.ndarray, base: np.ndarray, kind: int, deltas: np.ndarra
 
 
 @loop
+def subtract_rows(weights: np.ndarray, base: np.ndarray, kind: int, deltas: np.ndarray) -> None:
+    """deltas: float32 `[r, n]`, get weights − base, `[r, in]`, in their first columns; base `[0,
+    in]` for one of zeros."""
+    for row in range(weights.shape[0]):
+        ours, filled = weights[row], deltas[row, : weights.shape[1]]
+        if base.shape[0] > 0:
+            subtract(ours, base[row], kind, filled)
+        else:
+            for place in range(filled.size):
+                filled[place] = widen(ours[place], kind) - np.float32(0)
+
+
+@loop
 def count_beyond(values: np.ndarray, kind: int) -> int:
     """How many values are not finite."""
     mask = np.uint32(0x7F800000)

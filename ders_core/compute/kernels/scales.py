@@ -15,9 +15,10 @@ from ders_core.compute.kernels.even_levels import (
     sum_magnitudes,
     sum_squares,
 )
-from ders_core.compute.kernels.levels import snap_to_table
+from ders_core.compute.kernels.levels import FEW, snap_to_table
 from ders_core.compute.kernels.loop import loop, part_apart
 from ders_core.compute.kernels.sums import halved_apart
+from ders_core.compute.kernels.table_levels import snap_to_few, sum_fits_to_table
 
 Search = tuple[
     np.ndarray,
@@ -102,7 +103,8 @@ def best_scales(
     levels, errors = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
     terms = np.empty(padded, np.float32)
     is_even, is_weighed = borders.size == 0, weights.shape[0] > 0
-    is_quick, is_one_magnitude = is_even and size in SIZES, table.size == 2
+    is_usual, is_one_magnitude = size in SIZES, table.size == 2
+    is_quick = is_even and is_usual
     above = table.size // 2
     lowest, top = table[above], np.float32(table.size - 1 - above)
     for place in range(size):
@@ -134,7 +136,7 @@ def best_scales(
         if is_weighed:
             heavy[:size] = weights[block % weights.shape[0]]
             total = totals[block % weights.shape[0]]
-        if is_quick:
+        if is_usual:
             largest = largest_magnitude(blocks[block], heavy, is_weighed, None)
         else:
             largest = zero
@@ -145,9 +147,9 @@ def best_scales(
         for place in range(size):
             value = blocks[block, place] / divisor
             unit[place] = abs(value) if is_even or is_one_magnitude else value
-        if is_quick and is_one_magnitude:
+        if is_usual and is_one_magnitude:
             energy = sum_magnitudes(unit, heavy, is_weighed, None)
-        elif is_quick:
+        elif is_usual:
             energy = sum_squares(unit, heavy, is_weighed, None)
         else:
             for place in range(padded):
@@ -171,6 +173,12 @@ def best_scales(
             inverse = one / (scale if scale > tiny else one)
             if is_quick:
                 squares, shared = sum_fits(unit, heavy, is_weighed, (inverse, lowest, top))
+            elif is_usual:
+                if table.size <= FEW + 1:
+                    snap_to_few(unit, inverse, table, borders, levels)
+                else:
+                    snap_to_table(unit, inverse, table, borders, bins, fine, rough, levels)
+                squares, shared = sum_fits_to_table(unit, levels, heavy, is_weighed, (inverse,))
             else:
                 if is_even:
                     snap_evenly(unit, inverse, lowest, top, errors, levels)
