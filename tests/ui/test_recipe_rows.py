@@ -15,7 +15,15 @@ from ders_core.errors import CodecError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.recipe import presets
-from ders_core.ui.recipe_rows import SEVERAL, Row, entry_edits, folded, rows_of, ticked_entries
+from ders_core.ui.recipe_rows import (
+    SEVERAL,
+    Edits,
+    Row,
+    entry_edits,
+    folded,
+    rows_of,
+    ticked_entries,
+)
 from ders_core.ui.recipe_table import table
 
 
@@ -43,7 +51,7 @@ def test_a_layer_opens_to_its_projections(plan: Plan) -> None:
 def test_an_edit_of_a_layer_is_one_of_each_projection(plan: Plan) -> None:
     rows = rows_of(plan, {0})
     shown = folded(table(plan, None), rows, {0}, set())
-    edits = {4: {"codec": "entropy", "tick": True}, 3: {"strength": 3}, 1: {"tick": True}}
+    edits: Edits = {4: {"codec": "entropy", "tick": True}, 3: {"strength": 3}, 1: {"tick": True}}
     assert entry_edits(shown, rows, edits) == {
         **{number: {"codec": "entropy"} for number in (3, 4, 5)},
         2: {"strength": 3},
