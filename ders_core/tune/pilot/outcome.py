@@ -109,9 +109,9 @@ class Pilot(_Plain):
                 f"nats a token at most); without loss the file takes about "
                 f"{bytes_text(self.lossless_bytes)} of {bytes_text(self.bytes_total)}"
             )
-        share = best.measured.nbytes / self.bytes_total
+        share = share_text(best.measured.nbytes / self.bytes_total)
         return (
-            f"{bytes_text(best.measured.nbytes)}, {share_text(share)} of the original, is the smallest "
-            f"size that was measured to be safe: a KL of {best.measured.kl:.3g} nats a token, "
+            f"{bytes_text(best.measured.nbytes)}, {share} of the original, is the smallest size "
+            f"that was measured to be safe: a KL of {best.measured.kl:.3g} nats a token, "
             f"{SAFE_KL:g} being the most"
         )
