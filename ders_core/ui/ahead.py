@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-VISITOR = 4.0
+VISITOR = 10.0
 """Seconds for which a first visitor is waited for before the rest is imported."""
 
 _drawn = threading.Event()
