@@ -85,7 +85,7 @@ def _table(rows: pd.DataFrame) -> list[int]:
         selection_mode="multi-row",
         column_order=[name for name in COLUMNS if rows[name].notna().any()],
         column_config={
-            "name": st.column_config.TextColumn("run", pinned=True, width=140),
+            "name": st.column_config.TextColumn("run", pinned=True, width=105),
             "trained": number("trained, M", format="%.3g", help="Parameters with a gradient."),
             "packed_bytes": number("on disk, MB", format="%.3g", help="Packed weight files."),
             "dense_perplexity": number(
