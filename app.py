@@ -26,9 +26,13 @@ def draw() -> None:
     )
     with st.skeleton(height=360):  # the first visitor waits for our modules to be imported
         from ders_core.ui import frame
+        from ders_core.ui.ahead import page_was_drawn
     page = frame.navigation()
     frame.sidebar()
-    frame.show(page)
+    try:
+        frame.show(page)
+    finally:
+        page_was_drawn()
 
 
 def fault(error: Exception) -> bool:
@@ -49,10 +53,13 @@ else:
     from ders_core.ui.opened import Open
     from ders_core.ui.own_components import search_no_packages
 
-    workspace = default_workspace()
-    if DEMO_VARIABLE in os.environ or Open.load(workspace).checkpoint is None:
-        expect_demo(workspace)  # the first visitor's browser is not there yet
+    def make_ahead() -> None:
+        """The demo, where a visitor is likely to ask for it."""
+        workspace = default_workspace()
+        if DEMO_VARIABLE in os.environ or Open.load(workspace).checkpoint is None:
+            expect_demo(workspace)
+
     search_no_packages()
     send_large_pieces()
-    import_ahead()
+    import_ahead(make_ahead)
     app = st.App(__file__, middleware=protection(), on_script_error=fault)

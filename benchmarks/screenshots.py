@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -22,10 +22,9 @@ from support.browsing import chromium
 from support.job_waits import wait_for_job
 from support.studio_process import Studio, running_studio
 
+from ders_core.demo.result import MOE
 from ders_core.jobs import Workspace
 from ders_core.recipe import presets
-from ders_core.ui.demo import ready_demo
-from ders_core.ui.opened import Open
 
 WIDTH, HEIGHT = 1280, 820
 RECIPE = "quantized-1bit"
@@ -47,11 +46,14 @@ SHOTS = (
 )
 
 
-def prepare(studio: Studio) -> None:
+def prepare(studio: Studio, browser: Browser) -> None:
     """Open the demo, compress it, and ask both."""
-    workspace = Workspace(studio.workspace)
-    original = ready_demo(workspace)
-    Open.load(workspace).with_checkpoint(original).save(workspace)
+    page = browser.new_page()
+    page.goto(studio.door)
+    page.get_by_role("button", name="Try the demo").click()
+    expect(page.get_by_text("Colour of the map").first).to_be_visible()
+    page.close()
+    original = Workspace(studio.workspace).demo / MOE
     run = {"checkpoint": str(original), "recipe": presets()[RECIPE].to_yaml(), "name": RECIPE}
     studio.store.submit("run", run)
     result = wait_for_job(studio, "run").result
@@ -84,7 +86,7 @@ def main() -> None:
         running_studio(Path(place)) as studio,
         chromium() as browser,
     ):
-        prepare(studio)
+        prepare(studio, browser)
         for theme in ("light", "dark"):
             context = browser.new_context(
                 color_scheme="dark" if theme == "dark" else "light",

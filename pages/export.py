@@ -9,11 +9,13 @@ from pathlib import Path
 import streamlit as st
 
 from ders_core.errors import DersError
+from ders_core.files.missing import cleaned
 from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.export import ExportResult
 from ders_core.jobs.results import PackedResult, packed_kinds
 from ders_core.pipeline.formats import Format
 from ders_core.pipeline.original_form import DTYPES
+from ders_core.runtime.modes import CACHE_BYTES
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.decision_report import report_button
 from ders_core.ui.finished_jobs import finished_jobs, job_label
@@ -82,7 +84,7 @@ def ask_base(job: Job) -> Asked:
         "Base",
         key=f"base_{job.id}",
         start="",
-        placeholder="any packed checkpoint with the same bases",
+        placeholder="none",
         help="A directory that the patch will be applied to, for instance the dense parent: "
         "tensors that it holds byte for byte need not travel. Empty: the patch is for packed "
         "checkpoints that have the same bases.",
@@ -141,13 +143,29 @@ CARDS = (
 EXPORTS = 5  # that are shown of those that have ended
 
 
-def free_path(name: str) -> Path:
-    """A path below the workspace's exports that does not exist."""
-    clean = re.sub(r"[^\w.+]+", "-", name).strip("-") or "export"
-    path, number = session.workspace().exports / clean, 2
-    while path.exists():
-        path, number = session.workspace().exports / f"{clean}-{number}", number + 1
-    return path
+def free_name(name: str) -> str:
+    """Of a directory among the workspace's exports that does not exist."""
+    free = clean = re.sub(r"[^\w.+]+", "-", name).strip("-") or "export"
+    number = 2
+    while (session.workspace().exports / free).exists():
+        free, number = f"{clean}-{number}", number + 1
+    return free
+
+
+def memory_text(result: PackedResult) -> str:
+    """What the weights take in memory, mode by mode, in words."""
+    try:
+        known = reads.bytes_in_memory(result.packed)
+    except DersError as error:  # the run's directory was removed or damaged since
+        return plain(error)
+    assert known is not None, "what a run writes is packed"
+    whole, held = map(bytes_text, known)
+    return (
+        f"**In memory**, of weights: {whole} with `mode='synthesized'`, the default, as of the "
+        f"original layout; {held} with `mode='packed'`, whose experts stay packed; {held} and a "
+        f"cache of at most `cache_bytes`, by default {bytes_text(CACHE_BYTES)}, with "
+        "`mode='cached'`."
+    )
 
 
 def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
@@ -155,14 +173,16 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
     with st.container(border=True, height="stretch"):
         st.markdown(f"**{card.title}**")
         st.markdown(f"{card.size(result)}. {card.about}")
-        path = kept.field(
+        typed = kept.field(
             st.text_input,
             "Directory to write",
             key=f"out_{card.format}_{job.id}",
-            start=str(free_path(f"{job.title}-{card.suffix}")),
-            help="It must not exist yet, and be below: "
+            start=free_name(f"{job.title}-{card.suffix}"),
+            help=f"A name in {plain(session.workspace().exports)}, or a whole path. It must not "
+            "exist yet, and be below: "
             + plain(", ".join(str(root) for root in session.workspace().roots)),
         )
+        path = str(session.workspace().exports / cleaned(typed)) if typed.strip() else ""
         asked = card.ask(job)
         if st.button("Export", key=f"export_{card.format}", type="primary"):
             try:
@@ -232,7 +252,7 @@ elif by_id:
         options=list(by_id),
         format_func=lambda job_id: job_label(*by_id[job_id]),
     )
-    columns = st.columns(len(CARDS))
+    columns, memory = st.columns(len(CARDS)), st.container(key="export_memory")
     for column, card in zip(columns, CARDS, strict=True):
         with column:
             show_card(*by_id[chosen], card)
@@ -245,3 +265,7 @@ elif page.jobs:
     st.info("No run of this page can be exported: other versions wrote them. Turn the page.")
 exports(ended_count(session.job_store().counts("export")))
 push_section()
+if by_id:  # last, since a process is asked
+    with memory, st.skeleton(height=48):
+        in_memory = memory_text(by_id[chosen][1])
+    memory.markdown(in_memory)

@@ -1,23 +1,17 @@
 """Recipe: which codec, how strong, for which experts; predicted bytes at once."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 from pydantic import ValidationError
 
 from ders_core.checkpoint import Checkpoint
-from ders_core.codecs.gain import Gain
 from ders_core.errors import DersError
 from ders_core.files.missing import cleaned
-from ders_core.later import pd
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.plan import Plan
-from ders_core.pipeline.quality import GAIN, NOISE
 from ders_core.pipeline.without_loss import lossless_note
 from ders_core.recipe import Recipe, presets
-from ders_core.recipe.summarise import with_codecs
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.base_row import base_row
 from ders_core.ui.beside_section import beside_section
@@ -26,29 +20,11 @@ from ders_core.ui.calibration_job import calibration_job, calibration_texts
 from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
 from ders_core.ui.plain import plain, show_error
 from ders_core.ui.preset_cards import preset_cards
-from ders_core.ui.recipe_columns import table_columns
 from ders_core.ui.recipe_difference import difference
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
-from ders_core.ui.recipe_table import (
-    FIRST_CHOICE,
-    apply_edits,
-    calibration_sentence,
-    cliff_sentence,
-    codec_from,
-    codecs_of,
-    menu,
-    table,
-)
+from ders_core.ui.recipe_groups import groups_section
+from ders_core.ui.recipe_table import calibration_sentence, cliff_sentence, table
 from ders_core.units import bytes_text, share_text
-
-EDITOR = "recipe_editor"
-USUAL = "usual"
-GAINS: Mapping[str, Gain] = {
-    "auto": "auto",
-    "unbiased": "unbiased",
-    "least squares": "least_squares",
-}
-ESTIMATED = "From the sample of *Predict*, else expected from the analysis. A run measures it."
 
 
 def change(recipe: Recipe) -> None:
@@ -64,16 +40,6 @@ def fresh() -> None:
 
 def choose_preset(name: str) -> None:
     change(presets()[name])
-
-
-def take_edits(plan: Plan, key: str) -> None:
-    """Turn the edited rows into rules; called when a cell changes."""
-    edits: dict[int, dict[str, Any]] = st.session_state[key]["edited_rows"]
-    try:
-        change(with_codecs(session.recipe(), apply_edits(plan, edits)))
-    except DersError as error:
-        st.session_state["recipe_error"] = str(error)
-        fresh()
 
 
 def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
@@ -108,111 +74,6 @@ def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
         st.info(plain(f"{note[0].upper()}{note[1:]}."), icon=":material/compress:")
     for remark in plan.remarks:
         st.caption(plain(remark))
-
-
-def set_many(plan: Plan, source: Checkpoint) -> None:
-    """One codec for many groups at once."""
-    with st.container(border=True), st.container(horizontal=True, vertical_alignment="bottom"):
-        layers: list[int] = kept.field(
-            st.multiselect,
-            "Layers",
-            key="set_layers",
-            start=[],
-            of=source.path,
-            options=sorted({entry.layer for entry in plan.entries}),
-            placeholder="all",
-            width=130,
-        )
-        projections: list[str] = kept.field(
-            st.multiselect,
-            "Projections",
-            key="set_projections",
-            start=[],
-            of=source.path,
-            options=list(dict.fromkeys(entry.projection for entry in plan.entries)),
-            placeholder="all",
-            width=130,
-        )
-        label = kept.field(
-            st.selectbox,
-            "Codec",
-            key="set_codec",
-            start=FIRST_CHOICE,
-            options=list(menu()),
-            width=200,
-        )
-        strength = menu()[label].strength
-        value: float | None = None
-        if strength is not None:
-            number = strength.number
-            value = kept.field(
-                st.number_input,
-                strength.unit.capitalize(),
-                key=f"set_{label}",
-                start=number(strength.start),
-                min_value=number(strength.least),
-                max_value=number(strength.most),
-                step=number(strength.step),
-                width=160,
-            )
-        gain = gain_choice() if menu()[label].has_gain else None
-        if st.button("Apply", key="set_apply", type="primary"):
-            codecs = codecs_of(plan)
-            try:
-                for key, before in codecs.items():
-                    if (not layers or key[0] in layers) and (
-                        not projections or key[1] in projections
-                    ):
-                        codecs[key] = codec_from(label, value, before, gain)
-                change(with_codecs(session.recipe(), codecs))
-            except DersError as error:
-                st.session_state["recipe_error"] = str(error)
-            st.rerun()
-
-
-def gain_choice() -> Gain | None:
-    """None where the codec's own is to stay."""
-    chosen = kept.field(
-        st.selectbox,
-        "Gain",
-        key="set_gain",
-        start=USUAL,
-        options=[USUAL, *GAINS],
-        help=f"{GAIN.help} *{USUAL}*: as the codec has it. *unbiased*: 1. *auto*: the best one, "
-        "from what shrunken deltas and noise cost. *least squares*: the least error of weights. "
-        "A number is written in YAML, for instance `gain: 0.9`.",
-        width=120,
-    )
-    return GAINS.get(chosen)
-
-
-def group_table(plan: Plan, rows: pd.DataFrame) -> None:
-    key = f"{EDITOR}_{st.session_state.get('recipe_round', 0)}"
-    st.data_editor(
-        rows,
-        key=key,
-        hide_index=True,
-        disabled=["layer", "projection", "before", "after", "share", GAIN.key, NOISE.key],
-        on_change=take_edits,
-        args=(plan, key),
-        column_config={
-            **table_columns(),
-            GAIN.key: st.column_config.ProgressColumn(
-                GAIN.short,
-                width="small",
-                help=f"{ESTIMATED} {GAIN.help}",
-                format="%.3g",
-                min_value=0.0,
-                max_value=1.0,
-            ),
-            NOISE.key: st.column_config.NumberColumn(
-                NOISE.short, width="small", help=f"{ESTIMATED} {NOISE.help}", format="%.3g"
-            ),
-        },
-    )
-    st.caption(
-        "Edit codec and strength in the table; groups that no rule selects are kept as they are."
-    )
 
 
 def yaml_tab(recipe: Recipe) -> None:
@@ -368,8 +229,7 @@ if (danger := cliff_sentence(rows)) is not None:
     st.warning(danger)
 as_table, around, as_yaml, changed = st.tabs(["Table", "Bases and others", "YAML", "Difference"])
 with as_table:
-    set_many(planned, source)
-    group_table(planned, rows)
+    groups_section(planned, rows, source, change, fresh)
 with around:
     beside_section(planned, source, change, fresh)
 with as_yaml:

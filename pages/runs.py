@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -17,7 +15,6 @@ from ders_core.later import pd
 from ders_core.pipeline.budget import check_budget
 from ders_core.pipeline.plan import check_files
 from ders_core.pipeline.quality import (
-    COMPARED,
     DELTA_ERROR,
     GAIN,
     KL,
@@ -37,7 +34,7 @@ from ders_core.ui.asked_tasks import asked_tasks, tasks_fields, tasks_table
 from ders_core.ui.decision_report import report_button
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_notes import describe_form, written
-from ders_core.ui.job_pages import JobPage, follow, job_page, show_selected
+from ders_core.ui.job_pages import JobPage, job_page
 from ders_core.ui.job_progress import (
     ENDED,
     STATES,
@@ -52,13 +49,12 @@ from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import figure_column, plot
 from ders_core.ui.repair_job import repair_form, repairs
 from ders_core.ui.run_comparison import run_comparison
+from ders_core.ui.runs_table import runs_table
 from ders_core.ui.text_field import checked_texts
 from ders_core.ui.trust import trust_switch
-from ders_core.units import bytes_text, duration_text, share_text, visible
+from ders_core.units import bytes_text, duration_text, share_text
 
 KIND = "run"
-TABLE = "runs_table"
-ADDRESS = "compared"  # the parameter of the page's address that names the selected runs
 # of a run, in the plot
 PLOTTED = ["name", "ratio", KL.key, KL_LOW.key, KL_HIGH.key, "bytes_after", PERPLEXITY.key]
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
@@ -172,40 +168,7 @@ def size_quality(points: tuple[object, ...], _measured: pd.DataFrame) -> go.Figu
 
 def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     """Table and plot of a page of ended runs. rows: one for each. Returns the selected ones."""
-    ids = rows["id"].tolist()
-    follow(TABLE, ids, ADDRESS)
-    domains, tasks = (
-        [name for name in map(str, rows.columns) if name.startswith(begin)]
-        for begin in (runs.DOMAIN, runs.TASK)
-    )
-    shown = ["name", "state", *runs.COLUMNS, *domains, *tasks, "device", *runs.WRITTEN, "remark"]
-    percent = {figure.key: figure.scale for figure in COMPARED} | {"ratio": 100.0}
-    event = st.dataframe(
-        rows[["id", *shown]].assign(
-            state=rows["state"].map(lambda state: STATES[state][0]),
-            bytes_after=rows["bytes_after"].astype(float) / 1e6,
-            **{key: scale * rows[key].astype(float) for key, scale in percent.items()},
-        ),
-        hide_index=True,
-        column_order=[name for name in shown if rows[name].notna().any()],  # what was measured
-        key=TABLE,
-        placeholder="",
-        on_select="rerun",
-        selection_mode="multi-row",
-        column_config={
-            "name": st.column_config.TextColumn("run", pinned=True),
-            "bytes_after": st.column_config.NumberColumn("size, MB", format="%.3g"),
-            "ratio": st.column_config.ProgressColumn(
-                "of original", format="%.3g %%", min_value=0.0, max_value=100.0
-            ),
-            **{figure.key: figure_column(figure) for figure in COMPARED},
-            **{name: text_column(name.removeprefix(runs.DOMAIN)) for name in domains},
-            **{name: task_column(name.removeprefix(runs.TASK)) for name in tasks},
-            **{figure.key: figure_column(figure, runs.MEAN) for figure in runs.MEANS},
-        },
-    )
-    chosen = list(event.selection.rows)
-    show_selected(TABLE, ids, chosen, ADDRESS)
+    chosen = runs_table(rows)
     compared = rows.iloc[chosen] if chosen else rows
     measured = compared.dropna(subset=[KL.key])
     if not measured.empty:
@@ -224,20 +187,6 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     report_button(selected or page.jobs, "runs_report")
     answers(selected or page.jobs)
     return selected
-
-
-def text_column(name: str) -> Any:
-    """The KL on one of several texts."""
-    return st.column_config.NumberColumn(
-        f"KL, {visible(name)}", format=KL.format, help="KL on the text of this name alone."
-    )
-
-
-def task_column(label: str) -> Any:
-    """What was reached on a task. label: task and metric."""
-    return st.column_config.NumberColumn(
-        visible(label), format="%.4g", help="Reached on this task of lm-eval, by this metric."
-    )
 
 
 def problem(job: Job) -> str:

@@ -25,7 +25,7 @@ if not scored:
             "gradients, tries every form and strength of codes on a sample of each matrix, and "
             "keeps what it found. Then a slider shows every size at once."
         )
-        tune_form(source, calibrations, is_running=is_running)
+        tune_form(source, calibrations, source.moe_layers, is_running=is_running)
     pilot_popover(source)
     st.stop()
 labels = list(reversed(scored))

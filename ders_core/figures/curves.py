@@ -67,10 +67,10 @@ def spectrum(
             mark(figure, rank)
             figure.add_annotation(
                 x=math.log10(rank),
-                y=0,
+                y=1,
                 yref="paper",
-                yanchor="bottom",
-                xanchor="left",
+                yanchor="top",  # where no curve is: singular values fall
+                xanchor="right",
                 text=f"{100 * share:g} %",
                 font_size=11,
                 textangle=-90,

@@ -26,10 +26,7 @@ from ders_core.hf.classes import named_class, refused, untrusted, words
 from ders_core.hf.plugin import experts_held
 from ders_core.hf.silence import silent
 from ders_core.packed.open import is_packed, open_checkpoint
-from ders_core.runtime.modes import Mode
-
-CACHE_BYTES = 2_000_000_000
-"""What the mode `cached` keeps if nobody says otherwise."""
+from ders_core.runtime.modes import CACHE_BYTES, Mode
 
 
 @unchanged_inputs()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ders_core.checkpoint import Checkpoint
     from ders_core.files.named_texts import NamedTexts
     from ders_core.jobs.context import TaskContext
+    from ders_core.tune.constraints import Constraint
     from ders_core.tune.measuring import Setting
     from ders_core.tune.scores import Scores
 
@@ -24,6 +25,7 @@ TRIALS = "trials"
 class MeasuredSpec(Spec):
     """calibration: of the checkpoint, with gradients. text: that the calibration never saw, as of a
     run. friendly: forms alone that hardware decodes easily. keep: layers that stay as they are.
+    pin, floor: LAYERS=CODEC of deltas, and LAYERS=BITS a weight at least.
     trust_remote_code: evaluate with code that comes with the model, which runs with the worker's
     rights."""
 
@@ -32,6 +34,8 @@ class MeasuredSpec(Spec):
     text: TextSpec
     friendly: bool = False
     keep: str = ""
+    pin: tuple[str, ...] = ()
+    floor: tuple[str, ...] = ()
     name: str = ""
     device: Device = "auto"
     max_tokens: int = Field(default=8192, ge=2)
@@ -78,8 +82,21 @@ class MeasuredTuning:
             progress=self.context.progress,
         )
 
+    @cached_property
+    def constraints(self) -> list[Constraint]:
+        """Raises RecipeError and CodecError, also for one that is about nothing in the model."""
+        from ders_core.tune.constraints import check_selecting
+        from ders_core.tune.demand import constraints_of
+        from ders_core.tune.units import units_of
+
+        spec = self.spec
+        constraints = constraints_of(spec.keep or None, (), spec.pin, spec.floor)
+        check_selecting(constraints, units_of(self.source))
+        return constraints
+
     def scored(self) -> dict[str, Any]:
-        """What the step that scores tells."""
+        """What the step that scores tells. Constraints are checked before that work."""
+        self.constraints  # noqa: B018
         return {"units": len(self.scores.units)}
 
     @property
@@ -101,10 +118,8 @@ class MeasuredTuning:
     @property
     def wishes(self) -> dict[str, Any]:
         """The parameters by name that `prove` and `series` share."""
-        from ders_core.tune.demand import kept_layers
-
         return {
-            "constraints": [kept_layers(self.spec.keep)] if self.spec.keep else [],
+            "constraints": self.constraints,
             "friendly": self.spec.friendly,
             "name": self.spec.name or "tuned",
             "progress": self.context.progress,

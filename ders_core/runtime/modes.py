@@ -13,6 +13,9 @@ products with the base are taken once for a token, and those with deltas beside 
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
+CACHE_BYTES = 2_000_000_000
+"""What the mode `cached` keeps if nobody says otherwise."""
+
 
 def parse_mode(text: str) -> Mode:
     """A mode from its name. Raises DersError that lists all."""

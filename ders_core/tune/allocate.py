@@ -15,7 +15,7 @@ from ders_core.tune.knapsack import Options, Solution, least_loss, least_size, n
 from ders_core.tune.problem import Problem
 from ders_core.tune.refine import Picked, refined
 from ders_core.tune.scores import Candidate, Scores, UnitScores
-from ders_core.units import bytes_text
+from ders_core.units import bytes_text, share_text
 
 ROUNDS = 12
 """How often what meets is weighed again at what was found, at most."""
@@ -226,7 +226,8 @@ class Solver:
         if bound.measure == "bits":
             needed = f"{least:.3g} bits a weight"
         elif bound.measure == "share":
-            needed = f"{bytes_text(least)}, {least / self._scores.bytes_total:.1%} of the original"
+            share = share_text(least / self._scores.bytes_total)
+            needed = f"{bytes_text(least)}, {share} of the original"
         else:
             needed = bytes_text(least)
         return RecipeError(

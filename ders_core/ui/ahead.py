@@ -1,21 +1,37 @@
 """What pages need and takes long to import, imported by the server before anybody asks for it.
 
 Importing it takes longer than all else that a first visitor waits for. A browser that is called
-right after the start loads the studio's own code meanwhile.
+right after the start loads the studio's own code meanwhile. Until that visitor sees a page, only
+what that page needs is imported: threads of one process take turns, and the browser may have no
+more than one core left.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+
+VISITOR = 10.0
+"""Seconds for which a first visitor is waited for before the rest is imported."""
+
+_drawn = threading.Event()
+"""Set once the server has drawn a page."""
 
 
-def import_ahead() -> None:
-    """Start to import, in a thread."""
-    threading.Thread(target=_import, name="imports ahead", daemon=True).start()
+def import_ahead(then: Callable[[], object]) -> None:
+    """Start to import, in a thread. then: called in it once the first page can be drawn."""
+    threading.Thread(target=_import, args=(then,), name="imports ahead", daemon=True).start()
 
 
-def _import() -> None:
+def page_was_drawn() -> None:
+    """The visitor waits no more."""
+    _drawn.set()
+
+
+def _import(then: Callable[[], object]) -> None:
     _of_first_page()
+    then()
+    _drawn.wait(VISITOR)
     _of_other_pages()
 
 

@@ -27,7 +27,7 @@ def tasks_fields(source: Checkpoint) -> tuple[str, int]:
         key="run_tasks",
         start="",
         of=source.path,
-        placeholder="arc_easy, piqa; none: text alone",
+        placeholder="arc_easy, piqa",
         help="Tasks of lm-eval, with commas between them, that both models are asked too. Data "
         "sets come from the hub. A task file (.yaml) runs what it includes and the Python files "
         "that it names, as a model's own code runs.",

@@ -41,6 +41,14 @@ def first_look(place: str, version: str, verdict: Verdict | None, *, progress: P
     return summarize(_opened(place, version), verdict)
 
 
+def in_memory(place: str, version: str, *, progress: Progress) -> tuple[int, int] | None:
+    """As `ders_core.runtime.resident.resident_bytes` of such a checkpoint. Raises DersError."""
+    from ders_core.runtime.resident import resident_bytes
+
+    progress(0, 0, "reading how streams begin")
+    return resident_bytes(_opened(place, version))
+
+
 def pair_parts(
     place: str,
     version: str,

@@ -24,7 +24,7 @@ from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline import card
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.recipe import Recipe
-from ders_core.ui.calculations import first_look
+from ders_core.ui.calculations import first_look, in_memory
 from ders_core.ui.calculator import calculate
 from ders_core.ui.session import workspace
 from ders_core.units import visible
@@ -87,6 +87,19 @@ def delta_bytes(path: str) -> int:
     with _one_sentence(path):
         allowed = workspace().check_allowed(Path(path))
         return _delta_bytes(str(allowed), _stamp(allowed))
+
+
+@st.cache_data(show_spinner=False, max_entries=16)
+def _bytes_in_memory(version: str, _source: Checkpoint) -> tuple[int, int] | None:
+    return calculate(in_memory, _source.place, version)
+
+
+def bytes_in_memory(path: str) -> tuple[int, int] | None:
+    """What a packed checkpoint's weights take when it is loaded, whole and with experts that stay
+    packed; a calculator reads it. Raises DersError."""
+    source = checkpoint(path)
+    with _one_sentence(path):
+        return _bytes_in_memory(source.store.version, source)
 
 
 def auto_class(path: str) -> str:

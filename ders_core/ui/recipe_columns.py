@@ -9,10 +9,13 @@ import streamlit as st
 from ders_core.ui.recipe_table import OTHER, menu, strengths_sentence
 
 
-def table_columns() -> dict[str, Any]:
-    """How codecs, strengths and sizes are shown in a table, by their columns."""
+def table_columns(*more: str) -> dict[str, Any]:
+    """How codecs, strengths and sizes are shown in a table, by their columns. more: what a codec's
+    cell may show beside the menu."""
     return {
-        "codec": st.column_config.SelectboxColumn("codec", options=[*menu(), OTHER], required=True),
+        "codec": st.column_config.SelectboxColumn(
+            "codec", options=[*menu(), OTHER, *more], required=True
+        ),
         "strength": st.column_config.NumberColumn(
             "strength", help=strengths_sentence(), format="%g"
         ),

@@ -14,10 +14,13 @@ from support.studio_pages import on, opened, words
 
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.patch import apply_patch
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import Quality
 from ders_core.recipe import FIRST_PRESET, presets
+from ders_core.runtime.resident import resident_bytes
+from ders_core.units import bytes_text
 
 
 def test_run_then_export(
@@ -48,6 +51,11 @@ def test_run_then_export(
     assert table["ratio"].iloc[0] == pytest.approx(100 * job.result["ratio"])
     assert table["kl"].iloc[0] == job.result["quality"]["kl"]
     on(app, "export")
+    in_memory = resident_bytes(open_checkpoint(job.result["packed"]))
+    assert in_memory is not None
+    whole, held = map(bytes_text, in_memory)
+    assert f"{whole} with" in words(app)
+    assert f"{held} and a cache" in words(app)
     app.button(key="export_packed").click().run()
     assert not app.error
     work()

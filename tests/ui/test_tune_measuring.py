@@ -48,6 +48,7 @@ def test_a_proof_of_the_size_is_filed(
     app.slider(key="tune_size").set_value(70.0).run()
     app.multiselect(key="tune_keep").set_value([1]).run()
     app.toggle(key="tune_friendly").set_value(True).run()
+    app.text_area(key="tune_floor").set_value("0=3").run()
     percent = float(str(app.slider(key="tune_size").value))
     app.session_state["tune_measure"] = True  # its button was pressed
     app.run()
@@ -60,7 +61,7 @@ def test_a_proof_of_the_size_is_filed(
     (job,) = JobStore(workspace.store_path).list(kind="prove")
     spec = ProveSpec.model_validate(job.spec)
     assert spec.bound == Bound("share", percent / 100)
-    assert (spec.keep, spec.friendly) == ("1", True)
+    assert (spec.keep, spec.friendly, spec.floor) == ("1", True, ("0=3",))
     assert spec.text == {"mill": (str(text),)}
     assert (spec.checkpoint, spec.calibration) == (str(mixtral_dir), str(kept.calibration))
 

@@ -13,14 +13,16 @@ from support.studio_pages import on, opened, words
 
 from ders_core.files.writer import write_text
 from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.kinds.tune import TuneSpec
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.plan import resolve
 from ders_core.tune.allocate import Allocation, solve
 from ders_core.tune.bounds import Bound
-from ders_core.tune.demand import kept_layers
+from ders_core.tune.demand import constraints_of, demanded_bound
 from ders_core.tune.uniform import one_knob
 from ders_core.tune.written import as_recipe
-from ders_core.ui.tune.solutions import SIZES, Wish, outlook
+from ders_core.ui.tune.solutions import SIZES, outlook, smallest
+from ders_core.ui.tune.wish import Wish
 from ders_core.units import bytes_text
 
 
@@ -51,12 +53,24 @@ def test_a_job_is_filed_with_texts_and_a_budget(
     app.text_input(key="tune_budget").set_value("a lot").run()
     app.button(key="tune_start").click().run()
     assert "a lot" in app.error[0].value
-    app.text_input(key="tune_budget").set_value("30% ").run()
+    app.selectbox(key="tune_bound").set_value("perplexity").run()
+    app.text_input(key="tune_max_rise").set_value("a bit").run()
+    app.button(key="tune_start").click().run()
+    assert "a bit" in app.error[0].value
+    app.text_input(key="tune_max_rise").set_value("2% ").run()
+    for field, typed, said in (("pin", "7=keep", "'7'"), ("floor", "0=many", "many")):
+        app.text_area(key=f"tune_{field}").set_value(typed).run()
+        app.button(key="tune_start").click().run()
+        assert said in app.error[0].value
+        app.text_area(key=f"tune_{field}").set_value("").run()
+    app.text_area(key="tune_pin").set_value("0=entropy\n\n 1=keep").run()
     app.button(key="tune_start").click().run()
     assert not app.exception
     (job,) = JobStore(workspace.store_path).list(kind="tune")
-    assert (job.spec["text"], job.spec["budget"]) == ([str(text)], "30%")
-    assert job.spec["checkpoint"] == str(mixtral_dir)
+    spec = TuneSpec.model_validate(job.spec)
+    assert (spec.text, spec.max_rise, spec.budget) == ((str(text),), "2%", "")
+    assert (spec.pin, spec.floor, spec.keep) == (("0=entropy", "1=keep"), (), "")
+    assert spec.checkpoint == str(mixtral_dir)
     assert "waiting for the worker" in words(app)
     assert app.button(key="tune_start").disabled  # a second press would file it again
 
@@ -111,6 +125,10 @@ def test_the_recipe_is_loaded_with_what_was_chosen(
     app.slider(key="tune_size").set_value(70.0).run()
     app.multiselect(key="tune_keep").set_value([1]).run()
     app.toggle(key="tune_friendly").set_value(True).run()
+    app.text_area(key="tune_floor").set_value("0=3").run()
+    app.text_area(key="tune_pin").set_value("0=none").run()
+    assert "none" in app.error[0].value
+    app.text_area(key="tune_pin").set_value("0=quantized").run()
     percent = float(str(app.slider(key="tune_size").value))
     app.button(key="tune_load").click().run()
     assert not app.exception
@@ -118,7 +136,7 @@ def test_the_recipe_is_loaded_with_what_was_chosen(
     found = solve(
         kept.scores,
         Bound("share", percent / 100),
-        constraints=[kept_layers("1")],
+        constraints=constraints_of("1", (), ["0=quantized"], ["0=3"]),
         friendly=True,
     )
     name = f"tuned-{percent:.1f}"
@@ -152,6 +170,9 @@ def test_the_frontier_falls_from_the_least_size_to_no_loss(kept: Kept) -> None:
     least = solve(scores, Bound("share", sizes.least / 100)).nbytes / scores.bytes_total
     assert 100 * least <= sizes.least <= 100 * least + 2
     assert sizes.least <= sizes.start <= sizes.most
+    wish, bound = Wish(keep=(1,)), demanded_bound(None, None, "4%")
+    within = solve(scores, bound, constraints=wish.constraints).nbytes / scores.bytes_total
+    assert within <= smallest("frontier", wish, bound, scores) / 100 <= within + 0.001
     for share in (0.3, 0.5):
         rival = one_knob(scores, share * scores.bytes_total)
         assert sizes.knob_within(share) == (None if rival is None else rival.predicted_kl)

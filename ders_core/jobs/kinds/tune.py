@@ -25,15 +25,16 @@ RECIPE = "recipe.yaml"
 class TuneSpec(Spec):
     """Find the recipe that loses least within a budget, or the smallest within a KL.
 
-    budget: as `ders tune --budget` has it; max_kl: instead, nats a token. calibration: a file with
-    gradients and others; text: instead, to make one with. friendly: only forms that hardware
-    decodes easily. keep: layers that stay as they are. pin, floor: LAYERS=CODEC of deltas, and
-    LAYERS=BITS a weight at least. trust_remote_code: run code that comes with
-    the model, with the worker's rights."""
+    budget: as `ders tune --budget` has it; max_kl: instead, nats a token; max_rise: instead, of the
+    perplexity, such as '1%'. calibration: a file with gradients and others; text: instead, to make
+    one with. friendly: only forms that hardware decodes easily. keep: layers that stay as they are.
+    pin, floor: LAYERS=CODEC of deltas, and LAYERS=BITS a weight at least. trust_remote_code: run
+    code that comes with the model, with the worker's rights."""
 
     checkpoint: str
     budget: str = ""
     max_kl: float | None = Field(default=None, gt=0)
+    max_rise: str = ""
     calibration: str = ""
     text: str | tuple[str, ...] = ()
     name: str = ""
@@ -49,8 +50,10 @@ class TuneSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> TuneSpec:
-        if bool(self.budget) == (self.max_kl is not None):
-            raise ValueError("give either a budget, such as 40%, or a maximal KL")
+        if [bool(self.budget), self.max_kl is not None, bool(self.max_rise)].count(True) != 1:
+            raise ValueError(
+                "give either a budget, such as 40%, or a maximal KL, or a rise of the perplexity"
+            )
         if bool(self.calibration) == bool(self.text):
             raise ValueError("give either a calibration, or text to make one with")
         return self
@@ -111,7 +114,7 @@ class _Demand:
         from ders_core.tune.demand import constraints_of, demanded_bound
         from ders_core.tune.units import units_of
 
-        bound = demanded_bound(spec.budget or None, spec.max_kl)
+        bound = demanded_bound(spec.budget or None, spec.max_kl, spec.max_rise or None)
         constraints = constraints_of(spec.keep or None, spec.forbid, spec.pin, spec.floor)
         checkpoint = open_checkpoint(place)
         check_selecting(constraints, units_of(checkpoint))

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from ders_core.tune.trials import Measurement
-from ders_core.units import bytes_text
+from ders_core.units import bytes_text, share_text
 
 SAFE_KL = 0.01
 """Nats a token: what costs no more, up to the end of its interval, is called safe. The perplexity
@@ -109,9 +109,9 @@ class Pilot(_Plain):
                 f"nats a token at most); without loss the file takes about "
                 f"{bytes_text(self.lossless_bytes)} of {bytes_text(self.bytes_total)}"
             )
-        share = best.measured.nbytes / self.bytes_total
+        share = share_text(best.measured.nbytes / self.bytes_total)
         return (
-            f"{bytes_text(best.measured.nbytes)}, {share:.1%} of the original, is the smallest "
-            f"size that was measured to be safe: a KL of {best.measured.kl:.3g} nats a token, "
+            f"{bytes_text(best.measured.nbytes)}, {share} of the original, is the smallest size "
+            f"that was measured to be safe: a KL of {best.measured.kl:.3g} nats a token, "
             f"{SAFE_KL:g} being the most"
         )

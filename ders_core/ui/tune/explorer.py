@@ -11,19 +11,18 @@ from ders_core.later import pd
 from ders_core.pipeline.quality import PREDICTED_KL
 from ders_core.recipe import Recipe
 from ders_core.tune.allocate import Allocation
-from ders_core.tune.bounds import Bound
 from ders_core.tune.scores import Scores
 from ders_core.tune.written import as_recipe
 from ders_core.ui import kept, session
 from ders_core.ui.plain import show_error
 from ders_core.ui.plots import live_plot
+from ders_core.ui.tune.bound_fields import checked_bound, typed_bound
 from ders_core.ui.tune.clicked import load_clicked
-from ders_core.ui.tune.fields import friendly_toggle
-from ders_core.ui.tune.form import START_BUDGET
 from ders_core.ui.tune.known import Known
 from ders_core.ui.tune.measuring_form import measuring_popover
-from ders_core.ui.tune.solutions import STEP, Outlook, Wish, allocation, outlook
+from ders_core.ui.tune.solutions import STEP, Outlook, allocation, outlook, smallest
 from ders_core.ui.tune.tables import groups_table, units_table
+from ders_core.ui.tune.wish import Wish, wish_fields
 from ders_core.units import bytes_text, share_text
 
 COST = (
@@ -44,7 +43,7 @@ def explorer(source: Checkpoint, known: Known, measured: pd.DataFrame) -> None:
             wish = _wish(source, scores)
         sizes = outlook(known.version, wish, scores)
         with top:
-            percent = _slider(source, scores, sizes)
+            percent = _slider(source, _asked(known, wish, sizes), sizes)
         found = allocation(known.version, wish, percent, scores)
     except DersError as error:
         with top:
@@ -87,28 +86,16 @@ def _pictures(found: Allocation, scores: Scores, sizes: Outlook, measured: pd.Da
 
 
 def _wish(source: Checkpoint, scores: Scores) -> Wish:
-    layers = sorted({each.unit.layer for each in scores.units if each.unit.layer is not None})
-    keep: list[int] = kept.field(
-        st.multiselect,
-        "Keep layers",
-        key="tune_keep",
-        start=[],
-        of=source.path,
-        options=[layer for layer in layers if layer >= 0],
-        placeholder="none",
-        help="Their experts and matrices stay as they are.",
-        width=260,
-    )
-    friendly = friendly_toggle("tune_friendly")
-    return Wish(tuple(sorted(keep)), friendly)
+    layers = {each.unit.layer for each in scores.units if each.unit.layer is not None}
+    return wish_fields(source, sorted(layer for layer in layers if layer >= 0))
 
 
-def _slider(source: Checkpoint, scores: Scores, sizes: Outlook) -> float:
+def _slider(source: Checkpoint, start: float, sizes: Outlook) -> float:
     return kept.field(
         st.slider,
         "Size of the file, % of original",
         key="tune_size",
-        start=_asked(scores, sizes),
+        start=start,
         of=source.path,
         min_value=sizes.least,
         max_value=sizes.most,
@@ -118,16 +105,24 @@ def _slider(source: Checkpoint, scores: Scores, sizes: Outlook) -> float:
     )
 
 
-def _asked(scores: Scores, sizes: Outlook) -> float:
-    """The budget of the form in percent of the original, where it is a size of the file."""
+def _asked(known: Known, wish: Wish, sizes: Outlook) -> float:
+    """What the form asks for in percent of the original: its budget where that is a size of the
+    file, or the least size within its KL."""
+    scores = known.scores
+    assert scores is not None, "it was scored with"
     try:
-        bound = Bound.parse(kept.value("tune_budget", START_BUDGET))
+        bound = checked_bound(typed_bound())
+        if bound.measure == "kl":
+            percent = smallest(known.version, wish, bound, scores)
+        elif bound.measure == "share":
+            percent = round(100 * bound.most, 1)
+        elif bound.measure == "bytes":
+            percent = round(100 * bound.most / scores.bytes_total, 1)
+        else:
+            return sizes.start
     except DersError:
         return sizes.start
-    shares = {"share": bound.most, "bytes": bound.most / scores.bytes_total}
-    if bound.measure not in shares:
-        return sizes.start
-    return min(max(round(100 * shares[bound.measure], 1), sizes.least), sizes.most)
+    return min(max(percent, sizes.least), sizes.most)
 
 
 def _totals(found: Allocation, scores: Scores, sizes: Outlook) -> None:

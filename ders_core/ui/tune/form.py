@@ -10,7 +10,8 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.demo.result import CALIBRATION
 from ders_core.errors import DersError
 from ders_core.jobs import Which
-from ders_core.tune.bounds import Bound
+from ders_core.tune.constraints import check_selecting
+from ders_core.tune.units import units_of
 from ders_core.ui import kept, session
 from ders_core.ui.calibration_job import DOMAIN
 from ders_core.ui.form_popover import form_popover
@@ -19,14 +20,15 @@ from ders_core.ui.job_progress import ACTIVE, job_panel, submit
 from ders_core.ui.plain import plain, show_error
 from ders_core.ui.text_field import checked_paths
 from ders_core.ui.trust import trust_switch
+from ders_core.ui.tune.bound_fields import bound_fields, checked_bound, typed_bound
 from ders_core.ui.tune.fields import text_lines, token_count
 from ders_core.ui.tune.known import Known
+from ders_core.ui.tune.wish import typed_wish, wish_fields
 
 KIND = "tune"
 MEASURING = ("prove", "series", "pilot")
 """Kinds that measure what was tuned."""
 
-START_BUDGET = "25%"
 MEASURE = "measure one on the texts"
 _RUNNING = "tune_running"
 _POPOVER = "tune_popover"
@@ -42,11 +44,20 @@ def tune_popover(source: Checkpoint, calibrations: Sequence[Known], *, is_runnin
     if form is not None:
         with form:
             tune_form(source, calibrations, is_running=is_running)
+            st.caption("Layers that are kept, pins and floors are those below the slider.")
 
 
-def tune_form(source: Checkpoint, calibrations: Sequence[Known], *, is_running: bool) -> None:
+def tune_form(
+    source: Checkpoint,
+    calibrations: Sequence[Known],
+    layers: Sequence[int] = (),
+    *,
+    is_running: bool,
+) -> None:
     """Texts or a calibration, a budget, and the button. Of the demo, its own text is filled in.
-    is_running: whether a tuning is filed or under way, which a second press must not file again."""
+    layers: that can be kept as they are; without any, the fields of what is kept, pinned or has a
+    floor stand elsewhere on the page. is_running: whether a tuning is filed or under way, which a
+    second press must not file again."""
     labels = {f"{each.label} ({each.calibration.path})": each for each in calibrations}
     chosen = None
     if labels:
@@ -73,27 +84,23 @@ def tune_form(source: Checkpoint, calibrations: Sequence[Known], *, is_running: 
             f"measured on. {DOMAIN}",
         )
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        budget = kept.field(
-            st.text_input,
-            "Budget",
-            key="tune_budget",
-            start=START_BUDGET,
-            help="A share such as 40%, bytes such as 6GB, bits a weight of an expert such as "
-            "2.5bits, or bytes read a token such as 900MB/token. Other sizes are a move of the "
-            "slider afterwards.",
-            width=160,
-        )
+        bound_fields()
         if calibration is None:
             tokens = token_count("Tokens", "tune_tokens", 12288)
     if calibration is None:
         trusted = trust_switch(source, "tune_trust")
+    if layers:
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            wish_fields(source, layers)
     if not st.button(
         "Tune", key="tune_start", type="primary", icon=":material/tune:", disabled=is_running
     ):
         return
     try:
-        Bound.parse(budget)
-        spec = {"checkpoint": str(source.path), "budget": budget.strip()}
+        bound, wish = typed_bound(), typed_wish(source)
+        checked_bound(bound)
+        check_selecting(wish.constraints, units_of(source))
+        spec = {"checkpoint": str(source.path), **bound, **wish.fields}
         if calibration is not None:
             spec_of_known = {"calibration": str(calibration.calibration.path)}
             submit(KIND, spec | spec_of_known)

@@ -20,7 +20,7 @@ from ders_core.ui.text_field import checked_texts
 from ders_core.ui.trust import trust_switch
 from ders_core.ui.tune.fields import NAMED_TEXTS, text_lines, token_count
 from ders_core.ui.tune.known import Known
-from ders_core.ui.tune.solutions import Wish
+from ders_core.ui.tune.wish import Wish
 
 HELDOUT = "heldout.txt"
 POINTS = 6
@@ -132,7 +132,6 @@ def _measure(
             **fields,
             "calibration": str(known.calibration.path),
             "text": texts,
-            "friendly": wish.friendly,
-            "keep": ",".join(map(str, wish.keep)),
+            **wish.fields,
         },
     )

@@ -10,10 +10,10 @@ import streamlit as st
 from ders_core.later import pd
 from ders_core.tune.allocate import Allocation, Solver
 from ders_core.tune.bounds import Bound
-from ders_core.tune.demand import kept_layers
 from ders_core.tune.frontier import frontier
 from ders_core.tune.scores import Scores
 from ders_core.tune.uniform import knobs
+from ders_core.ui.tune.wish import Wish
 
 SIZES = 15
 """Of the predicted frontier."""
@@ -24,15 +24,6 @@ STEP = 0.1
 USUAL_KL = 0.1
 """Nats a token: the slider starts at the smallest size of the frontier that is predicted to cost
 no more."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a person decides beside the size. keep: layers that stay as they are. friendly: only
-    forms that hardware decodes easily."""
-
-    keep: tuple[int, ...] = ()
-    friendly: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,7 @@ class Outlook:
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _solver(version: str, wish: Wish, _scores: Scores) -> Solver:
-    constraints = [kept_layers(",".join(map(str, wish.keep)))] if wish.keep else []
-    return Solver(_scores, "bytes", constraints=constraints, friendly=wish.friendly)
+    return Solver(_scores, "bytes", constraints=wish.constraints, friendly=wish.friendly)
 
 
 @st.cache_resource(show_spinner="Solving for several sizes", max_entries=8)
@@ -102,6 +92,14 @@ def allocation(version: str, wish: Wish, percent: float, _scores: Scores) -> All
     """The best within a size. percent: of the original. Raises RecipeError if there is none."""
     most = percent / 100 * _scores.bytes_total
     return _solver(version, wish, _scores).solve(Bound("bytes", most))
+
+
+@st.cache_resource(show_spinner=False, max_entries=16)
+def smallest(version: str, wish: Wish, bound: Bound, _scores: Scores) -> float:
+    """The least size that keeps to a KL, in percent of the original, up to a step of the slider.
+    Raises RecipeError if there is none."""
+    solver = Solver(_scores, "kl", constraints=wish.constraints, friendly=wish.friendly)
+    return _up(100 * solver.solve(bound).nbytes / _scores.bytes_total)
 
 
 def _up(percent: float) -> float:

@@ -31,8 +31,8 @@ COLUMNS = (
     "state",
     "forms",
     "steps",
-    "dense_perplexity",
     "perplexity",
+    "dense_perplexity",
     "perplexity_change",
     "packed_bytes",
     "trained",
@@ -85,19 +85,19 @@ def _table(rows: pd.DataFrame) -> list[int]:
         selection_mode="multi-row",
         column_order=[name for name in COLUMNS if rows[name].notna().any()],
         column_config={
-            "name": st.column_config.TextColumn("run", pinned=True, width=140),
+            "name": st.column_config.TextColumn("run", pinned=True, width=105),
             "trained": number("trained, M", format="%.3g", help="Parameters with a gradient."),
             "packed_bytes": number("on disk, MB", format="%.3g", help="Packed weight files."),
             "dense_perplexity": number(
-                "dense perplexity", format="%.4g", help="Of the parent, on the held-out text."
+                "parent's", format="%.4g", help="Perplexity of the dense parent, on the same text."
             ),
             "perplexity": number(
-                "MoE perplexity", format="%.4g", help="Of the packed MoE, on the held-out text."
+                "perplexity", format="%.4g", help="Of the packed MoE, on the held-out text."
             ),
             "perplexity_change": number(
                 "change", format="%+.3g %%", help="The MoE's perplexity against its parent's."
             ),
-            "peak_memory": number("peak memory, GB", format="%.3g"),
+            "peak_memory": number("memory, GB", format="%.3g", help="The most at once."),
             "seconds": number("seconds", format="%.3g"),
         },
     )
