@@ -66,6 +66,7 @@ class Quantized(DeltaCodec):
     do not shrink: see `codecs.gain`. It takes no bytes.
     """
 
+    reads_any_base: ClassVar[bool] = True
     name: ClassVar[str] = "quantized"
     summary: ClassVar[str] = "Rounds each delta's entries to a few bits, with a scale per block."
     source: ClassVar[str] = "DeRS (arXiv 2503.01359) eq. 5; BitDelta (arXiv 2402.10193); GPTQ"
@@ -195,6 +196,15 @@ class Quantized(DeltaCodec):
     ) -> torch.Tensor:
         return self._decoded(parts, base.shape[1], base)
 
+    def unpack_as(
+        self,
+        dtype: torch.dtype,
+        parts: Mapping[str, torch.Tensor],
+        base: torch.Tensor,
+        context: EncodeContext,
+    ) -> torch.Tensor:
+        return self._decoded(parts, base.shape[1], base, dtype=dtype)
+
     def unpack_with_rows(
         self,
         rows: slice,
@@ -321,10 +331,11 @@ class Quantized(DeltaCodec):
         width: int,
         base: torch.Tensor | None,
         rows: slice = slice(None),
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """base + delta in the base's dtype, or without a base the delta in float32."""
+        """base + delta in a dtype, the base's if none, or without a base the delta in float32."""
         lines, blocks, levels = lines_of(parts), self._blocks(width), self.levels_of(parts)
-        return decoded(parts["codes"], self.bits, lines, levels, blocks, base, rows)
+        return decoded(parts["codes"], self.bits, lines, levels, blocks, base, rows, dtype)
 
     def levels_of(self, parts: Mapping[str, torch.Tensor]) -> Levels:
         """What codes stand for."""
@@ -344,8 +355,7 @@ class Quantized(DeltaCodec):
     def _learn(self, delta: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         """Levels for values that are normalised by their block's best uniform scale."""
         normed = fresh(delta.shape, delta.dtype, delta.device)
-        coarse = uniform(2 ** (self.bits or 0))
-        blocks = self._blocks(delta.shape[1])
+        blocks, coarse = self._blocks(delta.shape[1]), uniform(2 ** (self.bits or 0))
         block_weights = blocks.split_weights(weights, delta.device)
         values = chunk_values(delta.device, CHUNK)
         for rows in self._row_chunks((delta.shape[0], delta.shape[1]), values):
@@ -361,8 +371,7 @@ class Quantized(DeltaCodec):
         """The parts that hold scales, and offsets for the affine grid."""
         out, width = delta.shape
         blocks = self._blocks(width)
-        scales = torch.empty(out, blocks.count, device=delta.device)
-        offsets = torch.empty(out, blocks.count, device=delta.device)
+        scales, offsets = (torch.empty(out, blocks.count, device=delta.device) for _ in range(2))
         block_weights = blocks.split_weights(weights, delta.device)
         for rows in self._row_chunks((out, width), chunk_values(delta.device, CHUNK)):
             split = blocks.split(delta[rows])

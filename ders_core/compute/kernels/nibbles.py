@@ -27,10 +27,10 @@ SUMS, TABLE = 16, 64
 ROWS = 32
 """Rows whose sums are looked up at once."""
 
-ORDER = np.array(
+PLACES = np.array(
     [4 * part + 16 * half + row for part in range(4) for half in (0, 1) for row in range(4)]
 )
-"""The row of each sum that `looked_up` gives, one vector after another."""
+"""Of the byte of each row among those that are looked up, so that sums are in the rows' order."""
 
 _BYTE, _LANE, _HALF = ir.IntType(8), ir.IntType(32), 16
 BYTES = ir.VectorType(_BYTE, ROWS)
@@ -77,8 +77,8 @@ def _chosen(target: Any, builder: Any, table: Any, places: Any) -> Any:
 
 
 def looked_up(target: Any, builder: Any, table: Any, places: Any) -> list[Any]:
-    """The sums of a table at places below 16, `[ROWS]` bytes: four vectors of eight float32, in the
-    order `ORDER`. table: the address of its bytes."""
+    """The sums of a table at places below 16, `[ROWS]` bytes: four vectors of eight float32, whose
+    number n is of the byte `PLACES[n]`. table: the address of its bytes."""
     sixteen = ir.VectorType(_BYTE, SUMS)
     planes = []
     for byte in range(TABLE // SUMS):

@@ -11,10 +11,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ders_core.compute.kernels.floats import widen
-from ders_core.compute.kernels.loop import loop
+from ders_core.compute.kernels.loop import loop, part
 from ders_core.compute.kernels.nibbles import (
     BYTES,
-    ORDER,
+    PLACES,
     ROWS,
     TABLE,
     both_interleaved,
@@ -87,7 +87,7 @@ def _add_columns(
     place: Any,
 ) -> Any:
     """sums: float32, ROWS of them from `place` on, get the products of codes and inputs, times the
-    row's factor; all in the order `ORDER`.
+    row's factor.
 
     turned: uint8 `[bits · COLUMNS · ROWS]`, as of `_turn`, of which the columns from `begin` to
     `end` count. tables: bytes of the sums of inputs (see `nibbles`); those of `begin` begin at
@@ -133,6 +133,20 @@ def _add_columns(
     return types.none(turned, whole, whole, whole, tables, whole, factors, sums, whole), generate
 
 
+@part
+def _turn_some(
+    packed: np.ndarray, begins: np.ndarray, offset: int, count: int, turned: np.ndarray, bit: int
+) -> None:
+    """As `_turn`, of `count` bytes of each row, at most COLUMNS, into the tile of a plane."""
+    tile = bit * COLUMNS * ROWS
+    if count == COLUMNS:
+        _turn(packed, begins, offset, turned, tile)
+    else:
+        for place in range(ROWS):
+            for byte in range(count):
+                turned[tile + byte * ROWS + place] = packed[begins[place] + offset + byte]
+
+
 @loop
 def add(
     packed: np.ndarray,
@@ -167,7 +181,7 @@ def add(
     written = tables.reshape(-1)
     rows, begins = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
     turned = np.empty(bits * COLUMNS * ROWS, np.uint8)
-    factors, constant = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
+    factors, constants_of = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
     totals = np.empty(len(experts) * ROWS, np.float32)
     for begin in range(first, last, ROWS):
         for place in range(ROWS):
@@ -181,20 +195,14 @@ def add(
                 pair = after
                 continue
             for place in range(ROWS):
-                begins[place] = expert * each_bytes + rows[place] * row_bytes
+                begins[PLACES[place]] = expert * each_bytes + rows[place] * row_bytes
             totals[: (after - pair) * ROWS] = 0
             current = -1
             for done in range(0, row_bytes, COLUMNS):
                 end = min(done + COLUMNS, row_bytes)
+                origin = max(end - COLUMNS, 0)  # the last bytes come with some that were there
                 for bit in range(bits):
-                    tile = bit * COLUMNS * ROWS
-                    if end - done == COLUMNS:
-                        _turn(plane, begins, bit * stride + done, turned, tile)
-                        continue
-                    for place in range(ROWS):
-                        for byte in range(end - done):
-                            value = plane[begins[place] + bit * stride + done + byte]
-                            turned[tile + byte * ROWS + place] = value
+                    _turn_some(plane, begins, bit * stride + origin, end - origin, turned, bit)
                 at = done
                 while at < end:
                     block = at // size
@@ -202,21 +210,23 @@ def add(
                     if block != current:
                         current = block
                         for place in range(ROWS):
-                            row = rows[ORDER[place]]
-                            factors[place] = widen(scales[expert, row, block], kind)
-                            constant[place] = factors[place] * start
-                            if len(offsets):
-                                constant[place] += widen(offsets[expert, row, block], kind)
+                            factors[place] = widen(scales[expert, rows[place], block], kind)
+                        for place in range(ROWS):
+                            constants_of[place] = factors[place] * start
+                        if len(offsets):
+                            for place in range(ROWS):
+                                offset = widen(offsets[expert, rows[place], block], kind)
+                                constants_of[place] += offset
                         for each in range(pair, after):
-                            summed = of_blocks[inputs[each], block]
-                            for place in range((each - pair) * ROWS, (each - pair + 1) * ROWS):
-                                totals[place] += constant[place % ROWS] * summed
+                            summed, before = of_blocks[inputs[each], block], (each - pair) * ROWS
+                            for place in range(ROWS):
+                                totals[before + place] += constants_of[place] * summed
                     for each in range(pair, after):
                         _add_columns(
                             turned,
                             bits,
-                            at - done,
-                            stop - done,
+                            at - origin,
+                            stop - origin,
                             written,
                             inputs[each] * of_input + 2 * TABLE * at,
                             factors,
@@ -225,8 +235,7 @@ def add(
                         )
                     at = stop
             for each in range(pair, after):
-                for place in range(ROWS):
-                    row = begin + ORDER[place]
-                    if row < last:
-                        y[outputs[each], column + row] += totals[(each - pair) * ROWS + place]
+                for place in range(min(ROWS, last - begin)):
+                    more = totals[(each - pair) * ROWS + place]
+                    y[outputs[each], column + begin + place] += more
             pair = after
