@@ -88,7 +88,7 @@ def looked_up(target: Any, builder: Any, table: Any, places: Any) -> list[Any]:
     words = ir.VectorType(ir.IntType(16), _HALF)
     lower = both_interleaved(builder, planes[0], planes[1])
     upper = both_interleaved(builder, planes[2], planes[3])
-    found = []
+    found: list[Any] = []
     for low, high in zip(lower, upper, strict=True):
         pair = builder.bitcast(low, words), builder.bitcast(high, words)
         found += both_interleaved(builder, *pair)
