@@ -19,8 +19,8 @@ CONTEXT = EncodeContext(torch.bfloat16, 5)
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_sums_are_those_of_codes_times_scales(bits: int, tokens: int) -> None:
     random = torch.Generator().manual_seed(bits)
-    codes = torch.randint(0, 2**bits, (70, 200), generator=random)
-    scales, x = torch.rand(70, 5, generator=random), torch.randn(tokens, 200, generator=random)
+    codes = torch.randint(0, 2**bits, (72, 200), generator=random)
+    scales, x = torch.rand(72, 5, generator=random), torch.randn(tokens, 200, generator=random)
     packed = pack(codes.flatten(), bits).unsqueeze(0)
     got = RoutedPlanes(packed, bits, scales.unsqueeze(0), None, -0.5).product(x)
     values = codes.double().unflatten(1, (5, 40)) - 0.5
@@ -58,6 +58,7 @@ def test_products_are_those_of_the_decoded_delta(
     ("fields", "shape", "tokens"),
     [
         ({"bits": 2, "group_size": 16}, (20, 72), 1),  # blocks that do not fill rows
+        ({"bits": 2, "group_size": 16}, (18, 64), 1),  # rows that are no multiple of four
         ({"bits": 2, "grid": "normal", "group_size": 16}, (20, 64), 1),
         ({"grid": "ternary", "group_size": 16}, (20, 64), 1),
         (
