@@ -7,7 +7,9 @@ a few codecs and loaded in every mode. Tokens a second are the best of `--repeat
 baseline of each line is the same packed checkpoint with synthesized weights, and the best of
 transformers' own ways to compute experts; a way that would copy more than `MOST_COPIED` bytes of
 weights is left out. Beside them are the bytes of experts that must be read for one and for eight
-tokens, by the choice of the model's router, and the bandwidth of a copy in the same run.
+tokens, by the choice of the model's router, and the bandwidth of a copy in the same run. Where
+packed experts miss a goal (`GOALS`), a line below tells what bounds them: how long experts take,
+and all else, how long a copy of their bytes takes, and what experts in no time would reach.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,12 @@ CODECS_OF_LAYER: tuple[Codec, ...] = (
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 """transformers' own ways to compute experts; the best of them is the baseline."""
 
+
+PASSES = ((1, 512, "512 tokens"), (1, 1, "1 token"), (8, 1, "8 tokens"))
+"""Sequences, their tokens, and what a pass over them is called."""
+
+GOALS = (0.9, 1.5, 1.5)
+"""Of packed experts, as multiples of whole weights' tokens a second, for each of `PASSES`."""
 
 MOST_COPIED = 4 << 30
 """Bytes of weights that transformers' batched products may copy for one pass."""
@@ -90,14 +99,34 @@ def expert_bytes(model: PreTrainedModel) -> int:
     )
 
 
-def seconds(model: PreTrainedModel, ids: torch.Tensor, repeats: int) -> float:
-    """Of the quickest pass, after one that does not count."""
-    found = []
+@dataclass(frozen=True)
+class Pass:
+    """seconds: of all of it. experts: of its modules of experts."""
+
+    seconds: float
+    experts: float
+
+
+def quickest(model: PreTrainedModel, ids: torch.Tensor, repeats: int) -> Pass:
+    """After one that does not count."""
+    begun, taken, found = [0.0], [0.0], []
+
+    def begin(*_: Any) -> None:
+        begun[0] = time.perf_counter()
+
+    def end(*_: Any) -> None:
+        taken[0] += time.perf_counter() - begun[0]
+
+    modules = [module for name, module in model.named_modules() if name.endswith(".experts")]
+    hooks = [module.register_forward_pre_hook(begin) for module in modules]
+    hooks += [module.register_forward_hook(end) for module in modules]
     for _ in range(repeats + 1):
-        begun = time.perf_counter()
+        taken[0], started = 0.0, time.perf_counter()
         model(ids, use_cache=False)
-        found.append(time.perf_counter() - begun)
-    return min(found[1:])
+        found.append(Pass(time.perf_counter() - started, taken[0]))
+    for hook in hooks:
+        hook.remove()
+    return min(found[1:], key=lambda each: each.seconds)
 
 
 def copy_bandwidth() -> float:
@@ -130,8 +159,9 @@ def bases_of(module: Any) -> set[str]:
 
 
 @torch.inference_mode()
-def read_bytes(model: PreTrainedModel, batch: int) -> int:
-    """Of experts, for a step of so many sequences: of bases and of each expert that is chosen."""
+def read_bytes(model: PreTrainedModel, batch: int, length: int) -> int:
+    """Of experts, for a pass over so many sequences of so many tokens: of bases and of each expert
+    that is chosen."""
     chosen: list[tuple[Any, int]] = []
 
     def note(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -139,7 +169,7 @@ def read_bytes(model: PreTrainedModel, batch: int) -> int:
 
     modules = [module for name, module in model.named_modules() if name.endswith(".experts")]
     hooks = [module.register_forward_hook(note) for module in modules]
-    model(tokens_of(batch, 1), use_cache=False)
+    model(tokens_of(batch, length), use_cache=False)
     for hook in hooks:
         hook.remove()
     total = 0.0
@@ -152,46 +182,70 @@ def read_bytes(model: PreTrainedModel, batch: int) -> int:
 
 
 @torch.inference_mode()
-def speeds(model: PreTrainedModel, mode: Mode, repeats: int) -> list[float]:
-    """Tokens a second: of a pass over 512 tokens, and of steps of 1 and 8 sequences."""
+def passes(model: PreTrainedModel, mode: Mode, repeats: int) -> list[Pass]:
+    """The quickest of each of `PASSES`."""
     found = []
     weights = expert_bytes(model) // model.config.num_hidden_layers // 8
-    for batch, length in ((1, 512), (1, 1), (8, 1)):
+    for batch, length, _ in PASSES:
         ids = tokens_of(batch, length)
         ways = IMPLEMENTATIONS if mode == "synthesized" else IMPLEMENTATIONS[:1]
-        best = float("inf")
+        of_ways = []
         for way in ways:
             if way == "batched_mm" and 2 * batch * length * weights > MOST_COPIED:
                 continue
             model.set_experts_implementation(way)
-            best = min(best, seconds(model, ids, repeats))
-        found.append(batch * length / best)
+            of_ways.append(quickest(model, ids, repeats))
+        found.append(min(of_ways, key=lambda each: each.seconds))
     return found
 
 
-def table(source: Path, work: Path, codecs: Sequence[Codec], options: argparse.Namespace) -> None:
+def bounds(found: Sequence[Pass], whole: Sequence[Pass], read: Sequence[int], rate: float) -> None:
+    """A line for each goal that is missed. read: bytes of experts, of each pass."""
+    for (_, _, name), goal, mine, theirs, nbytes in zip(
+        PASSES, GOALS, found, whole, read, strict=True
+    ):
+        if theirs.seconds >= goal * mine.seconds:
+            continue
+        rest = mine.seconds - mine.experts
+        print(
+            f"    {name}: {theirs.seconds / mine.seconds:.2f}x of {goal}x. Of "
+            f"{1e3 * mine.seconds:.1f} ms, experts take {1e3 * mine.experts:.1f} (whole ones "
+            f"{1e3 * theirs.experts:.1f}) and all else {1e3 * rest:.1f}; to copy the "
+            f"{nbytes / 1e6:.1f} MB that experts read takes {2e3 * nbytes / rate:.1f}. With "
+            f"experts in no time {theirs.seconds / rest:.2f}x"
+        )
+
+
+def table(
+    source: Path, work: Path, codecs: Sequence[Codec], options: argparse.Namespace, rate: float
+) -> None:
+    """rate: bytes a second that a copy reads and writes."""
     dtype = torch.float32
     print(f"{'codec':20} {'mode':12} {'experts MB':>11} {'share':>6}", end="")
-    print("".join(f" {name:>18}" for name in ("512 tokens", "1 token", "8 tokens")), end="")
+    print("".join(f" {name:>18}" for _, _, name in PASSES), end="")
     print("  (tokens/s)   MB read, 1 and 8")
     for codec in codecs:
         packed = work / f"{source.name}-{codec.label}".replace(" ", "-").replace("%", "")
         if not packed.exists():
             compress(source, packed, Recipe(name="one", rules=(Rule(codec=codec),)))
-        whole_bytes, whole = 0, [0.0]
+        whole_bytes, whole = 0, [Pass(0.0, 0.0)]
         for mode in MODES:
             model = load_model(packed, dtype=dtype, mode=mode, cache_bytes=options.cache)
-            found, nbytes = speeds(model, mode, options.repeats), expert_bytes(model)
+            found, nbytes = passes(model, mode, options.repeats), expert_bytes(model)
             if mode == "synthesized":
                 whole_bytes, whole = nbytes, found
             print(
                 f"{codec.label:16} {mode:12} {nbytes / 1e6:11.1f} {nbytes / whole_bytes:6.2f}",
                 end="",
             )
-            pairs = zip(found, whole, strict=True)
-            print("".join(f" {rate:9.1f} ({rate / base:5.2f}x)" for rate, base in pairs), end="")
-            sizes = [f"{read_bytes(model, batch) / 1e6:.1f}" for batch in (1, 8)]
+            for (batch, length, _), mine, theirs in zip(PASSES, found, whole, strict=True):
+                speed = batch * length / mine.seconds
+                print(f" {speed:9.1f} ({theirs.seconds / mine.seconds:5.2f}x)", end="")
+            read = [read_bytes(model, batch, length) for batch, length, _ in PASSES]
+            sizes = [f"{each / 1e6:.1f}" for each in read[1:]]
             print(" ".join(f"{size:>8}" for size in sizes) if mode != "cached" else "", flush=True)
+            if mode == "packed":
+                bounds(found, whole, read, rate)
             del model
 
 
@@ -204,6 +258,7 @@ def main() -> None:
     parser.add_argument("--cache", type=int, default=0, help="bytes of weights that `cached` keeps")
     parser.add_argument("--part", choices=("demo", "layer"), help="one of the two models alone")
     options = parser.parse_args()
+    begun = time.perf_counter()
     options.work.mkdir(parents=True, exist_ok=True)
     print(versions(), f"{torch.get_num_threads()} threads", sep=", ")
     demo, layer = options.work / "demo", options.work / f"layer-{options.hidden}-{options.inner}"
@@ -211,7 +266,8 @@ def main() -> None:
         unpack_demo(demo)
     if not layer.exists():
         one_layer(layer, options.hidden, options.inner)
-    print(f"a copy reads and writes {copy_bandwidth() / 1e9:.1f} GB/s")
+    rate = copy_bandwidth()
+    print(f"a copy reads and writes {rate / 1e9:.1f} GB/s")
     parts = {
         "demo": ("shipped demo", demo / "moe", CODECS),
         "layer": (f"one layer, {layer.name}", layer, CODECS_OF_LAYER),
@@ -219,7 +275,8 @@ def main() -> None:
     for part, (title, source, codecs) in parts.items():
         if options.part in (None, part):
             print(f"\n{title}, float32")
-            table(source, options.work, codecs, options)
+            table(source, options.work, codecs, options, rate)
+    print(f"\nall of it took {time.perf_counter() - begun:.0f} s")
 
 
 if __name__ == "__main__":

@@ -268,6 +268,9 @@ class Codec(BaseModel, ABC):
 class DeltaCodec(Codec):
     """A codec that needs to know nothing but the delta: Ŵ = W_base + F(Δ) (DeRS eq. 2)."""
 
+    reads_any_base: ClassVar[bool] = False
+    """Whether `unpack_as` reads a base of another dtype as quickly as one of its own."""
+
     @abstractmethod
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         """delta: `[out, in]` float32, finite. Raises CodecError if it cannot be represented."""

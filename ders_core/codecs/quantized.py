@@ -58,6 +58,7 @@ class Quantized(DeltaCodec):
     do not shrink: see `codecs.gain`. It takes no bytes.
     """
 
+    reads_any_base: ClassVar[bool] = True
     name: ClassVar[str] = "quantized"
     summary: ClassVar[str] = "Rounds each delta's entries to a few bits, with a scale per block."
     source: ClassVar[str] = "DeRS (arXiv 2503.01359) eq. 5; BitDelta (arXiv 2402.10193); GPTQ"
@@ -171,6 +172,15 @@ class Quantized(DeltaCodec):
     ) -> torch.Tensor:
         return self._decoded(parts, base.shape[1], base)
 
+    def unpack_as(
+        self,
+        dtype: torch.dtype,
+        parts: Mapping[str, torch.Tensor],
+        base: torch.Tensor,
+        context: EncodeContext,
+    ) -> torch.Tensor:
+        return self._decoded(parts, base.shape[1], base, dtype=dtype)
+
     def unpack_with_rows(
         self,
         rows: slice,
@@ -267,10 +277,11 @@ class Quantized(DeltaCodec):
         width: int,
         base: torch.Tensor | None,
         rows: slice = slice(None),
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """base + delta in the base's dtype, or without a base the delta in float32."""
+        """base + delta in a dtype, the base's if none, or without a base the delta in float32."""
         lines, blocks, levels = lines_of(parts), self._blocks(width), self.levels_of(parts)
-        return decoded(parts["codes"], self.bits, lines, levels, blocks, base, rows)
+        return decoded(parts["codes"], self.bits, lines, levels, blocks, base, rows, dtype)
 
     def levels_of(self, parts: Mapping[str, torch.Tensor]) -> Levels:
         """What codes stand for."""

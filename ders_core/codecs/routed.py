@@ -24,6 +24,11 @@ class Routes:
     experts: np.ndarray
     outputs: np.ndarray
 
+    def beside_one_another(self) -> Routes:
+        """With the pairs of an expert one after another."""
+        order = self.experts.argsort(kind="stable")
+        return Routes(self.inputs[order], self.experts[order], self.outputs[order])
+
     def by_expert(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(expert, inputs, outputs) of the pairs of each expert that has some, in ascending
         order."""

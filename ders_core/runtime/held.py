@@ -237,7 +237,7 @@ class PackedHeldGroup(HeldGroup):
             base = self._held(f"base {number}")
             if not isinstance(codec, DeltaCodec):
                 base = base.to(self._stored)  # its own bits: the way back loses nothing
-            elif wanted is not base.dtype and wide is not None:  # it is added to in float32
+            elif wanted is not base.dtype and wide is not None and not codec.reads_any_base:
                 if number not in wide:
                     wide[number] = fresh(base.shape, torch.float32, base.device).copy_(base)
                 base = wide[number]

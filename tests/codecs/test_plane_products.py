@@ -19,11 +19,11 @@ CONTEXT = EncodeContext(torch.bfloat16, 5)
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_sums_are_those_of_codes_times_scales(bits: int, tokens: int) -> None:
     random = torch.Generator().manual_seed(bits)
-    codes = torch.randint(0, 2**bits, (12, 48), generator=random)
-    scales, x = torch.rand(12, 3, generator=random), torch.randn(tokens, 48, generator=random)
+    codes = torch.randint(0, 2**bits, (72, 200), generator=random)
+    scales, x = torch.rand(72, 5, generator=random), torch.randn(tokens, 200, generator=random)
     packed = pack(codes.flatten(), bits).unsqueeze(0)
     got = RoutedPlanes(packed, bits, scales.unsqueeze(0), None, -0.5).product(x)
-    values = codes.double().unflatten(1, (3, 16)) - 0.5
+    values = codes.double().unflatten(1, (5, 40)) - 0.5
     matrix = (values * scales.double().unsqueeze(-1)).flatten(1)
     expected = x.double() @ matrix.T
     assert got.dtype is torch.float32

@@ -122,9 +122,10 @@ def decoded(
     blocks: Blocks,
     base: torch.Tensor | None,
     chosen: slice = slice(None),
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """base + s·L[q] (+ z), added in float32, in the base's dtype: `[out, in]`; without a base, in
-    float32.
+    """base + s·L[q] (+ z), added in float32 and rounded once to `dtype`, by default the base's;
+    without a base, in float32: `[out, in]`.
 
     packed: the codes of the matrix. bits: of a code; None for trits. chosen: of which rows, step 1;
     the base has these. Raises CodecError for bytes that hold no trits.
@@ -136,27 +137,27 @@ def decoded(
     if base is None:
         out = fresh((last - first, shape[1]), torch.float32, packed.device)
     else:
-        out = fresh(base.shape, base.dtype, base.device)
-    stored = (out,) if base is None else (out, base)
+        out = fresh(base.shape, dtype or base.dtype, base.device)
+    below = out[:0] if base is None else base
     needed = packed_trits_bytes(count) if bits is None else packed_bytes(count, bits)
     is_whole = packed.numel() == needed and lines.scale.shape[1] == blocks.count
     if (
         is_whole
         and first % TOGETHER == 0
-        and kernels.takes_stored(*stored)
+        and all(kernels.takes_stored(each) for each in (out, below))
         and kernels.takes(packed, *lines.tensors)
     ):
         from ders_core.compute.kernels import codes as loops
 
         if bits is None:
             check_trits(packed)
-        below = kernels.bits(out[:0] if base is None else base)
+        bases, kind_of_base = kernels.bits(below), kernels.kind_of(below.dtype)
         numbers, plane, (scales, offsets) = packed.numpy(), packed_bytes(count, 1), lines.arrays
         table, kind, weights = levels.table.numpy(), kernels.kind_of(out.dtype), kernels.bits(out)
 
         def work(begin: int, end: int) -> None:
             here = scales[begin:end], offsets[begin:end], table, levels.uniform
-            rows = below[begin:end], kind, weights[begin:end]
+            rows = bases[begin:end], kind_of_base, kind, weights[begin:end]
             loops.decode(numbers, bits or 0, first + begin, plane, blocks.size, *here, *rows)
 
         per_byte = TRITS if bits is None else BYTE

@@ -17,8 +17,11 @@ from ders_core.later import np, torch
 FEW_PLANES = 16
 """Tokens times bits, up to which products of planes are quicker than decoding once."""
 
-ROWS, BYTE = 4, 8
-"""What loops take at a time: rows, and entries of one of them."""
+FEWEST = 4
+"""Rows that a matrix has a multiple of; others are decoded."""
+
+ROWS, BYTE = 32, 8
+"""What loops take at a time: rows, of which there may be fewer, and entries of one of them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class RoutedPlanes(RoutedDeltas):
         """None unless levels are 1 apart, and blocks are of whole bytes and fill rows. lines: of
         all experts."""
         fills = blocks.size * blocks.count == shape[1] and blocks.size % BYTE == 0
-        if not levels.uniform or not fills or shape[0] % ROWS or not min(shape):
+        if not levels.uniform or not fills or shape[0] % FEWEST or not min(shape):
             return None
         return cls(codes, bits, lines.scale, lines.offset, float(levels.table[0]))
 
@@ -65,14 +68,17 @@ class RoutedPlanes(RoutedDeltas):
         return self.codes.numpy(), self.bits, scales, offsets, kind, np.float32(self.start)
 
     def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
-        from ders_core.compute.kernels import plane_products
+        from ders_core.compute.kernels import nibbles, plane_products
 
         _, out, blocks = self.scales.shape
         of_blocks = x.reshape(len(x), blocks, -1).sum(-1)
-        inputs = (*self._arrays, x, of_blocks, routes.inputs, routes.experts)
+        tables = np.empty((len(x), x.shape[1] // nibbles.INPUTS, nibbles.TABLE), np.uint8)
+        nibbles.write_tables(x, tables)
+        pairs = routes.beside_one_another()
+        inputs = (*self._arrays, of_blocks, tables, pairs.inputs, pairs.experts)
 
         def work(first: int, last: int) -> None:
-            plane_products.add(*inputs, y, column, routes.outputs, first, last)
+            plane_products.add(*inputs, y, column, pairs.outputs, first, last)
 
         values = out * x.shape[1] * self.bits * len(routes.inputs)
         by_row_pieces(work, out, values, multiple=ROWS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 from ders_core.codecs.routed import RoutedDeltas, Routes
 from ders_core.compute import kernels
@@ -47,7 +47,7 @@ class StoredMatrix:
 
     @cached_property
     def _bits(self) -> np.ndarray:
-        return kernels.bits(self.weights.unsqueeze(0))
+        return kernels.bits(self.weights)
 
     @cached_property
     def _has_loops(self) -> bool:
@@ -64,18 +64,12 @@ class StoredMatrix:
             return
         from ders_core.compute.kernels import stored_products
 
-        bits, (places, first_expert) = self._bits, _places(tokens)
+        bits = self._bits
 
         def work(first: int, last: int) -> None:
-            stored_products.add(bits, x, places, first_expert, y, column, places, first, last)
+            stored_products.add_to_all(bits, x, y, column, first, last)
 
         by_row_pieces(work, out, out * width * tokens)
-
-
-@cache
-def _places(tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of so many tokens, and as many zeros: int64."""
-    return np.arange(tokens), np.zeros(tokens, np.int64)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def multiply(
             is_uniform,
             none,
             FLOAT32,
+            FLOAT32,
             rows[:here],
         )
         for row in range(here):

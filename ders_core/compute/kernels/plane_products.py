@@ -11,120 +11,140 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ders_core.compute.kernels.floats import widen
-from ders_core.compute.kernels.loop import loop
+from ders_core.compute.kernels.loop import loop, part
+from ders_core.compute.kernels.nibbles import (
+    BYTES,
+    PLACES,
+    ROWS,
+    TABLE,
+    both_interleaved,
+    looked_up,
+)
 from ders_core.compute.kernels.vectors import (
     FLOAT,
     PLACE,
     constants,
-    everywhere,
     load,
     store,
     struct_of,
     zeros,
 )
 
-ROWS = 4
-"""Rows at a time, for which an input is loaded once."""
+COLUMNS = 16
+"""Bytes of each row at a time."""
 
-LANES = 8
-"""Inputs at a time: a byte of a plane."""
+_VECTORS, _LANES = 4, 8
+"""That hold a number for each of ROWS rows."""
 
-BYTES = 4
-"""Bytes of a plane at a time, where a block has as many."""
-
-LOG_MASK = 5
-"""A mask has 2^LOG_MASK bytes."""
-
-_WORD = ir.IntType(32)
-_BYTE = ir.IntType(8)
-
-
-MASKS = np.array(
-    [[0xFFFFFFFF * (byte >> lane & 1) for lane in range(LANES)] for byte in range(256)], np.uint32
-)
-"""All bits of a lane where the byte's bit of that lane is set: to look up is quicker than to
-compare."""
+_HALF = ir.VectorType(ir.IntType(8), COLUMNS)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _add_block(
+def _turn(context: Any, packed: Any, begins: Any, offset: Any, turned: Any, place: Any) -> Any:
+    """turned: from `place` on, get COLUMNS times ROWS bytes: the first one of every row, then the
+    second ones. begins: int64 `[ROWS]`, where the rows' bytes begin, `offset` before these."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        stored, starts, tile = (
+            struct_of(target, builder, signature, arguments, n) for n in (0, 1, 3)
+        )
+
+        def row(number: int) -> Any:
+            begin = builder.load(builder.gep(starts.data, [PLACE(number)]))
+            address = builder.gep(stored.data, [builder.add(begin, arguments[2])])
+            return builder.load(builder.bitcast(address, _HALF.as_pointer()), align=1)
+
+        both = ir.Constant(ir.VectorType(ir.IntType(32), ROWS), [*range(ROWS)])
+        vectors = [
+            builder.shuffle_vector(row(number), row(number + COLUMNS), both)
+            for number in range(COLUMNS)
+        ]
+        for _ in range(4):  # times, as often as 16 can be halved
+            halves = zip(vectors[: COLUMNS // 2], vectors[COLUMNS // 2 :], strict=True)
+            vectors = [
+                each for pair in halves for each in both_interleaved(builder, pair[0], pair[1])
+            ]
+        for column, vector in enumerate(vectors):
+            at = builder.add(arguments[4], PLACE(column * ROWS))
+            address = builder.bitcast(builder.gep(tile.data, [at]), BYTES.as_pointer())
+            builder.store(vector, address, align=1)
+        return target.get_dummy_value()
+
+    return types.none(packed, begins, types.int64, turned, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _add_columns(
     context: Any,
-    packed: Any,
-    begin: Any,
-    apart: Any,
-    size: Any,
+    turned: Any,
     bits: Any,
-    stride: Any,
-    x: Any,
+    begin: Any,
+    end: Any,
+    tables: Any,
+    first: Any,
     factors: Any,
     sums: Any,
-    masks: Any,
+    place: Any,
 ) -> Any:
-    """sums: float32 `[ROWS, LANES]`, get the products of codes and inputs, times the row's factor.
+    """sums: float32, ROWS of them from `place` on, get the products of codes and inputs, times the
+    row's factor.
 
-    packed: bytes; those of the first row's lowest bits begin at `begin`, those of the next rows
-    `apart` later each, those of the next bits `stride` later; `size` of them for each. x: float32,
-    of the block. factors: float32 `[ROWS]`. masks: `MASKS`.
+    turned: uint8 `[bits · COLUMNS · ROWS]`, as of `_turn`, of which the columns from `begin` to
+    `end` count. tables: bytes of the sums of inputs (see `nibbles`); those of `begin` begin at
+    `first`. factors: float32 `[ROWS]`.
     """
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        planes, inputs, scales, totals, table = (
-            struct_of(target, builder, signature, arguments, n) for n in (0, 6, 7, 8, 9)
+        tile, written, scales, totals = (
+            struct_of(target, builder, signature, arguments, n) for n in (0, 4, 6, 7)
         )
-        begin, apart, size, bits, stride = arguments[1:6]
-        words = ir.VectorType(_WORD, LANES)
-        none, two = zeros(FLOAT, LANES), constants(FLOAT, LANES, 2)
-        start_of_masks = builder.bitcast(table.data, _BYTE.as_pointer())
-        found = [cgutils.alloca_once(builder, none.type) for _ in range(ROWS)]
+        bits, begin, end, first = arguments[1], arguments[2], arguments[3], arguments[5]
+        none, two = zeros(FLOAT, _LANES), constants(FLOAT, _LANES, 2)
+        found = [cgutils.alloca_once(builder, none.type) for _ in range(_VECTORS)]
         for total in found:
             builder.store(none, total)
-
-        def count(starts: list[Any], place: Any, kind: Any) -> None:
-            """Add the inputs of a few bytes of each row, from that byte of the block on."""
-            first = builder.mul(place, PLACE(LANES))
-            values = [
-                builder.bitcast(
-                    load(builder, inputs.data, builder.add(first, PLACE(LANES * byte)), LANES),
-                    words,
-                )
-                for byte in range(kind.width // LANES)
-            ]
-            for start, total in zip(starts, found, strict=True):
-                address = builder.gep(planes.data, [builder.add(start, place)])
-                stored = builder.load(builder.bitcast(address, kind.as_pointer()), align=1)
-                word = builder.shl(builder.zext(stored, PLACE), PLACE(LOG_MASK))
-                summed = builder.load(total)
-                for byte, value in enumerate(values):
-                    shifted = builder.lshr(word, PLACE(LANES * byte))
-                    entry = builder.and_(shifted, PLACE(255 << LOG_MASK))
-                    mask = builder.gep(start_of_masks, [entry])
-                    flags = builder.load(builder.bitcast(mask, words.as_pointer()), align=4)
-                    counted = builder.bitcast(builder.and_(value, flags), none.type)
-                    summed = builder.fadd(summed, counted)
-                builder.store(summed, total)
-
-        whole = builder.udiv(size, PLACE(BYTES))
-        done = builder.mul(whole, PLACE(BYTES))
+        low, four = constants(ir.IntType(8), ROWS, 15), constants(ir.IntType(8), ROWS, 4)
         with cgutils.for_range(builder, bits) as plane:
             for total in found:
                 builder.store(builder.fmul(builder.load(total), two), total)
             bit = builder.sub(builder.sub(bits, PLACE(1)), plane.index)
-            of_plane = builder.add(begin, builder.mul(bit, stride))
-            starts = [builder.add(of_plane, builder.mul(apart, PLACE(row))) for row in range(ROWS)]
-            with cgutils.for_range(builder, whole) as step:
-                count(starts, builder.mul(step.index, PLACE(BYTES)), _WORD)
-            with cgutils.for_range(builder, builder.sub(size, done)) as step:
-                count(starts, builder.add(done, step.index), _BYTE)
-        for row, total in enumerate(found):
-            factor = builder.load(builder.gep(scales.data, [PLACE(row)]))
-            place = PLACE(row * LANES)
-            more = builder.fmul(builder.load(total), everywhere(builder, factor, LANES))
-            before = load(builder, totals.data, place, LANES)
-            store(builder, builder.fadd(before, more), totals.data, place)
+            of_plane = builder.add(builder.mul(bit, PLACE(COLUMNS)), begin)
+            with cgutils.for_range(builder, builder.sub(end, begin)) as column:
+                at = builder.mul(builder.add(of_plane, column.index), PLACE(ROWS))
+                address = builder.bitcast(builder.gep(tile.data, [at]), BYTES.as_pointer())
+                codes = builder.load(address, align=1)
+                table = builder.add(first, builder.mul(column.index, PLACE(2 * TABLE)))
+                halves = builder.and_(codes, low), builder.lshr(codes, four)
+                for number, half in enumerate(halves):
+                    place = builder.gep(written.data, [builder.add(table, PLACE(number * TABLE))])
+                    more = looked_up(target, builder, place, half)
+                    for total, each in zip(found, more, strict=True):
+                        builder.store(builder.fadd(builder.load(total), each), total)
+        for number, total in enumerate(found):
+            shift = PLACE(number * _LANES)
+            factor = load(builder, scales.data, shift, _LANES)
+            at = builder.add(arguments[8], shift)
+            product = builder.fmul(builder.load(total), factor)
+            before = load(builder, totals.data, at, _LANES)
+            store(builder, builder.fadd(before, product), totals.data, at)
         return target.get_dummy_value()
 
-    whole = (types.int64,) * 5
-    return types.none(packed, *whole, x, factors, sums, masks), generate
+    whole = types.int64
+    return types.none(turned, whole, whole, whole, tables, whole, factors, sums, whole), generate
+
+
+@part
+def _turn_some(
+    packed: np.ndarray, begins: np.ndarray, offset: int, count: int, turned: np.ndarray, bit: int
+) -> None:
+    """As `_turn`, of `count` bytes of each row, at most COLUMNS, into the tile of a plane."""
+    tile = bit * COLUMNS * ROWS
+    if count == COLUMNS:
+        _turn(packed, begins, offset, turned, tile)
+    else:
+        for place in range(ROWS):
+            for byte in range(count):
+                turned[tile + byte * ROWS + place] = packed[begins[place] + offset + byte]
 
 
 @loop
@@ -135,8 +155,8 @@ def add(
     offsets: np.ndarray,
     kind: int,
     start: np.float32,
-    x: np.ndarray,
     of_blocks: np.ndarray,
+    tables: np.ndarray,
     inputs: np.ndarray,
     experts: np.ndarray,
     y: np.ndarray,
@@ -148,38 +168,74 @@ def add(
     """y[output, column + row] += Σ_j (scale · (code + start) + offset) · x[input, j], of the rows
     from `first` to `last` and every pair with an expert from 0 on.
 
-    packed: uint8 `[experts, bytes]`, planes of the codes of `[out, in]`, as of `planes`, with `out`
-    a multiple of ROWS. scales: floats of that kind `[experts, out, blocks]`, of blocks of a
-    multiple of 8 entries that fill rows; offsets: likewise, or `[0, 0, 0]`. x: float32 `[n, in]`;
-    of_blocks: float32 `[n, blocks]`, its sums. inputs, experts, outputs: int64 `[pairs]`. y:
-    float32, two-dimensional.
+    packed: uint8 `[experts, bytes]`, planes of the codes of `[out, in]`, as of `planes`. scales:
+    floats of that kind `[experts, out, blocks]`, of blocks of a multiple of 8 entries that fill
+    rows; offsets: likewise, or `[0, 0, 0]`. of_blocks: float32 `[n, blocks]`, the sums of x
+    `[n, in]`; tables: of x, as of `nibbles`. inputs, experts, outputs: int64 `[pairs]`; what an
+    expert's codes are read for together stands together. y: float32, two-dimensional.
     """
     out, blocks = scales.shape[1:]
-    width = x.shape[1]
-    row_bytes, stride = width // 8, (out * width + 7) // 8
-    size = row_bytes // blocks
-    plane, each_bytes = packed.reshape(-1), packed.shape[1]
-    sums, factors = np.empty((ROWS, LANES), np.float32), np.empty(ROWS, np.float32)
-    for row in range(first, last, ROWS):
-        for pair in range(len(experts)):
-            expert, number = experts[pair], inputs[pair]
+    row_bytes = tables.shape[1] // 2
+    stride, size = out * row_bytes, row_bytes // blocks
+    plane, each_bytes, of_input = packed.reshape(-1), packed.shape[1], 2 * TABLE * row_bytes
+    written = tables.reshape(-1)
+    rows, begins = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
+    turned = np.empty(bits * COLUMNS * ROWS, np.uint8)
+    factors, constants_of = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
+    totals = np.empty(len(experts) * ROWS, np.float32)
+    for begin in range(first, last, ROWS):
+        for place in range(ROWS):
+            rows[place] = min(begin + place, last - 1)
+        pair = 0
+        while pair < len(experts):
+            expert, after = experts[pair], pair + 1
+            while after < len(experts) and experts[after] == expert:
+                after += 1
             if expert < 0:
+                pair = after
                 continue
-            sums[:] = np.float32(0)
-            for block in range(blocks):
-                values = x[number, 8 * block * size : 8 * (block + 1) * size]
-                begin = expert * each_bytes + row * row_bytes + block * size
-                for each in range(ROWS):
-                    factors[each] = widen(scales[expert, row + each, block], kind)
-                    constant = factors[each] * start
-                    if len(offsets):
-                        constant += widen(offsets[expert, row + each, block], kind)
-                    sums[each, 0] += constant * of_blocks[number, block]
-                _add_block(
-                    plane, begin, row_bytes, size, bits, stride, values, factors, sums, MASKS
-                )
-            for each in range(ROWS):
-                total = np.float32(0)
-                for lane in range(LANES):
-                    total += sums[each, lane]
-                y[outputs[pair], column + row + each] += total
+            for place in range(ROWS):
+                begins[PLACES[place]] = expert * each_bytes + rows[place] * row_bytes
+            totals[: (after - pair) * ROWS] = 0
+            current = -1
+            for done in range(0, row_bytes, COLUMNS):
+                end = min(done + COLUMNS, row_bytes)
+                origin = max(end - COLUMNS, 0)  # the last bytes come with some that were there
+                for bit in range(bits):
+                    _turn_some(plane, begins, bit * stride + origin, end - origin, turned, bit)
+                at = done
+                while at < end:
+                    block = at // size
+                    stop = min((block + 1) * size, end)
+                    if block != current:
+                        current = block
+                        for place in range(ROWS):
+                            factors[place] = widen(scales[expert, rows[place], block], kind)
+                        for place in range(ROWS):
+                            constants_of[place] = factors[place] * start
+                        if len(offsets):
+                            for place in range(ROWS):
+                                offset = widen(offsets[expert, rows[place], block], kind)
+                                constants_of[place] += offset
+                        for each in range(pair, after):
+                            summed, before = of_blocks[inputs[each], block], (each - pair) * ROWS
+                            for place in range(ROWS):
+                                totals[before + place] += constants_of[place] * summed
+                    for each in range(pair, after):
+                        _add_columns(
+                            turned,
+                            bits,
+                            at - origin,
+                            stop - origin,
+                            written,
+                            inputs[each] * of_input + 2 * TABLE * at,
+                            factors,
+                            totals,
+                            (each - pair) * ROWS,
+                        )
+                    at = stop
+            for each in range(pair, after):
+                for place in range(min(ROWS, last - begin)):
+                    more = totals[(each - pair) * ROWS + place]
+                    y[outputs[each], column + begin + place] += more
+            pair = after
