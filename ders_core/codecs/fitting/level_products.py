@@ -193,9 +193,11 @@ class DenseLevels(LevelMatrix):
         if step <= 0 or float((levels - even).abs().max()) > MOST_UNEVEN * levels.abs().max():
             return None
         lines = Lines((self._all_steps[0] * step).view(1, -1, 1), None)
-        apart = Levels((levels / step).float(), uniform=True)
-        codes = self.codes.unsqueeze(0)
-        return RoutedPlanes.of(codes, self.bits, lines, apart, self._blocks, self.shape)
+        common, places = int(levels.abs().argmin()), torch.arange(self.count)
+        apart = places - common if levels[common] == 0 else levels / step
+        codes, table = self.codes.unsqueeze(0), Levels(apart.float(), uniform=True)
+        given = codes, self.bits, lines, table, self._blocks, self.shape
+        return RoutedPlanes.of(*given, common)
 
     def multiply(
         self, x: np.ndarray, y: np.ndarray, column: int, inputs: np.ndarray, outputs: np.ndarray

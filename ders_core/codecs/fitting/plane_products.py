@@ -30,6 +30,8 @@ class RoutedPlanes(RoutedDeltas):
 
     codes: uint8 `[experts, bytes]`, each as `pack` makes of `[out, in]`. scales, offsets:
     `[experts, out, blocks]`, floats that `kind_of` knows. All share memory with what they are of.
+    common: a code, best the one that most entries have, and whose rounding errors are then left
+    out.
     """
 
     codes: torch.Tensor
@@ -37,6 +39,7 @@ class RoutedPlanes(RoutedDeltas):
     scales: torch.Tensor
     offsets: torch.Tensor | None
     start: float
+    common: int = 0
 
     @classmethod
     def of(
@@ -47,25 +50,27 @@ class RoutedPlanes(RoutedDeltas):
         levels: Levels,
         blocks: Blocks,
         shape: tuple[int, int],
+        common: int = 0,
     ) -> RoutedPlanes | None:
         """None unless levels are 1 apart, and blocks are of whole bytes and fill rows. lines: of
         all experts."""
         fills = blocks.size * blocks.count == shape[1] and blocks.size % BYTE == 0
         if not levels.uniform or not fills or shape[0] % FEWEST or not min(shape):
             return None
-        return cls(codes, bits, lines.scale, lines.offset, float(levels.table[0]))
+        return cls(codes, bits, lines.scale, lines.offset, float(levels.table[0]), common)
 
     @property
     def most_pairs(self) -> int:
         return FEW_PLANES // self.bits
 
     @cached_property
-    def _arrays(self) -> tuple[Any, Any, Any, Any, Any, Any]:
+    def _arrays(self) -> tuple[Any, Any, Any, Any, Any, Any, int]:
         """What loops want of it."""
         scales = kernels.bits(self.scales)
         offsets = scales[:0, :0, :0] if self.offsets is None else kernels.bits(self.offsets)
         kind = kernels.kind_of(self.scales.dtype)
-        return self.codes.numpy(), self.bits, scales, offsets, kind, np.float32(self.start)
+        start = np.float32(self.start)
+        return self.codes.numpy(), self.bits, scales, offsets, kind, start, self.common
 
     def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
         from ders_core.compute.kernels import nibbles, plane_products

@@ -24,6 +24,7 @@ from ders_core.compute.kernels.vectors import (
     FLOAT,
     PLACE,
     constants,
+    everywhere,
     load,
     store,
     struct_of,
@@ -78,6 +79,7 @@ def _add_columns(
     context: Any,
     turned: Any,
     bits: Any,
+    flipped: Any,
     begin: Any,
     end: Any,
     tables: Any,
@@ -86,8 +88,11 @@ def _add_columns(
     sums: Any,
     place: Any,
 ) -> Any:
-    """sums: float32, ROWS of them from `place` on, get the products of codes and inputs, times the
-    row's factor.
+    """sums: float32, ROWS of them from `place` on, get the products of codes less `flipped` and
+    inputs, times the row's factor.
+
+    Bits that `flipped` has are turned over, and count against the others: what has that code adds
+    nothing at all.
 
     turned: uint8 `[bits · COLUMNS · ROWS]`, as of `_turn`, of which the columns from `begin` to
     `end` count. tables: bytes of the sums of inputs (see `nibbles`); those of `begin` begin at
@@ -96,23 +101,28 @@ def _add_columns(
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         tile, written, scales, totals = (
-            struct_of(target, builder, signature, arguments, n) for n in (0, 4, 6, 7)
+            struct_of(target, builder, signature, arguments, n) for n in (0, 5, 7, 8)
         )
-        bits, begin, end, first = arguments[1], arguments[2], arguments[3], arguments[5]
+        bits, flipped, begin, end, _, first = arguments[1:7]
         none, two = zeros(FLOAT, _LANES), constants(FLOAT, _LANES, 2)
+        minus = constants(FLOAT, _LANES, -1)
         found = [cgutils.alloca_once(builder, none.type) for _ in range(_VECTORS)]
         for total in found:
             builder.store(none, total)
         low, four = constants(ir.IntType(8), ROWS, 15), constants(ir.IntType(8), ROWS, 4)
         with cgutils.for_range(builder, bits) as plane:
-            for total in found:
-                builder.store(builder.fmul(builder.load(total), two), total)
             bit = builder.sub(builder.sub(bits, PLACE(1)), plane.index)
+            is_flipped = builder.trunc(builder.lshr(flipped, bit), ir.IntType(1))
+            mask = everywhere(builder, builder.sext(is_flipped, ir.IntType(8)), ROWS)
+            for total in found:
+                doubled = builder.fmul(builder.load(total), two)
+                turned_over = builder.fmul(doubled, minus)
+                builder.store(builder.select(is_flipped, turned_over, doubled), total)
             of_plane = builder.add(builder.mul(bit, PLACE(COLUMNS)), begin)
             with cgutils.for_range(builder, builder.sub(end, begin)) as column:
                 at = builder.mul(builder.add(of_plane, column.index), PLACE(ROWS))
                 address = builder.bitcast(builder.gep(tile.data, [at]), BYTES.as_pointer())
-                codes = builder.load(address, align=1)
+                codes = builder.xor(builder.load(address, align=1), mask)
                 table = builder.add(first, builder.mul(column.index, PLACE(2 * TABLE)))
                 halves = builder.and_(codes, low), builder.lshr(codes, four)
                 for number, half in enumerate(halves):
@@ -120,17 +130,21 @@ def _add_columns(
                     more = looked_up(target, builder, place, half)
                     for total, each in zip(found, more, strict=True):
                         builder.store(builder.fadd(builder.load(total), each), total)
+            for total in found:
+                turned_over = builder.fmul(builder.load(total), minus)
+                builder.store(builder.select(is_flipped, turned_over, builder.load(total)), total)
         for number, total in enumerate(found):
             shift = PLACE(number * _LANES)
             factor = load(builder, scales.data, shift, _LANES)
-            at = builder.add(arguments[8], shift)
+            at = builder.add(arguments[9], shift)
             product = builder.fmul(builder.load(total), factor)
             before = load(builder, totals.data, at, _LANES)
             store(builder, builder.fadd(before, product), totals.data, at)
         return target.get_dummy_value()
 
     whole = types.int64
-    return types.none(turned, whole, whole, whole, tables, whole, factors, sums, whole), generate
+    signature = turned, whole, whole, whole, whole, tables, whole, factors, sums, whole
+    return types.none(*signature), generate
 
 
 @part
@@ -155,6 +169,7 @@ def add(
     offsets: np.ndarray,
     kind: int,
     start: np.float32,
+    flipped: int,
     of_blocks: np.ndarray,
     tables: np.ndarray,
     inputs: np.ndarray,
@@ -172,7 +187,8 @@ def add(
     floats of that kind `[experts, out, blocks]`, of blocks of a multiple of 8 entries that fill
     rows; offsets: likewise, or `[0, 0, 0]`. of_blocks: float32 `[n, blocks]`, the sums of x
     `[n, in]`; tables: of x, as of `nibbles`. inputs, experts, outputs: int64 `[pairs]`; what an
-    expert's codes are read for together stands together. y: float32, two-dimensional.
+    expert's codes are read for together stands together. flipped: as of `_add_columns`. y:
+    float32, two-dimensional.
     """
     out, blocks = scales.shape[1:]
     row_bytes = tables.shape[1] // 2
@@ -212,7 +228,7 @@ def add(
                         for place in range(ROWS):
                             factors[place] = widen(scales[expert, rows[place], block], kind)
                         for place in range(ROWS):
-                            constants_of[place] = factors[place] * start
+                            constants_of[place] = factors[place] * (start + np.float32(flipped))
                         if len(offsets):
                             for place in range(ROWS):
                                 offset = widen(offsets[expert, rows[place], block], kind)
@@ -225,6 +241,7 @@ def add(
                         _add_columns(
                             turned,
                             bits,
+                            flipped,
                             at - origin,
                             stop - origin,
                             written,
