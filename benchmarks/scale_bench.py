@@ -51,7 +51,7 @@ class Machine:
 
 
 def one_and_two(work: Callable[[int], object]) -> tuple[float, float]:
-    """The least seconds of ten calls on one thread, and of two at once. work: given which thread."""
+    """The least seconds of ten calls on one thread, and of ten pairs at once. work: given which."""
     with ThreadPoolExecutor(2) as pool:
         alone = min(seconds(lambda: work(0)) for _ in range(10))
         return alone, min(seconds(lambda: [*pool.map(work, range(2))]) for _ in range(10))
