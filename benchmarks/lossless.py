@@ -127,8 +127,14 @@ def measure(tool: Tool, source: Path, place: Path) -> tuple[float, float, int]:
         tool.decode(coded, back)
         decoding.append(time.process_time() - begun)
         check_same(tool, source, back)
-    files = coded.rglob("*.safetensors") if coded.is_dir() else [coded]
-    return min(encoding), min(decoding), sum(file.stat().st_size for file in files)
+    return min(encoding), min(decoding), new_bytes(coded, source.parent)
+
+
+def new_bytes(coded: Path, checkpoint: Path) -> int:
+    """Of what a tool wrote: of ours all files but those that it took over as they are."""
+    files = [coded] if coded.is_file() else [file for file in coded.iterdir() if file.is_file()]
+    taken_over = {file.name for file in checkpoint.iterdir() if file.suffix != ".safetensors"}
+    return sum(file.stat().st_size for file in files if file.name not in taken_over)
 
 
 def check_same(tool: Tool, one: Path, other: Path) -> None:

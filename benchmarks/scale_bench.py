@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,19 +27,34 @@ RECIPES_A_COPY = 4
 @dataclass(frozen=True)
 class Machine:
     """What bounds a loop, on one thread: copy, ns to copy a weight in bfloat16; products, the
-    floating-point operations in a second of products of large matrices in float32."""
+    floating-point operations in a second of products of large matrices in float32. And how many
+    times as much two threads do at once: copies, multiplied."""
 
     copy: float
     products: float
+    copies: float
+    multiplied: float
 
     @classmethod
     def measured(cls) -> Machine:
         torch.set_num_threads(1)
-        source = torch.ones(1 << 26, dtype=torch.bfloat16)
-        target, matrix = torch.empty_like(source), torch.ones(2048, 2048)
-        copying = min(seconds(lambda: target.copy_(source)) for _ in range(10))
-        product = min(seconds(lambda: matrix @ matrix) for _ in range(5))
-        return cls(1e9 * copying / source.numel(), 2.0 * 2048**3 / product)
+        sources = torch.ones(2, 1 << 26, dtype=torch.bfloat16)
+        targets, matrix = torch.empty_like(sources), torch.ones(2048, 2048)
+        outs = torch.empty(2, 2048, 2048)
+        copying = one_and_two(lambda thread: targets[thread].copy_(sources[thread]))
+        product = one_and_two(lambda thread: torch.mm(matrix, matrix, out=outs[thread]))
+        return cls(
+            1e9 * copying[0] / sources[0].numel(),
+            2.0 * 2048**3 / product[0],
+            *(2 * alone / together for alone, together in (copying, product)),
+        )
+
+
+def one_and_two(work: Callable[[int], object]) -> tuple[float, float]:
+    """The least seconds of ten calls on one thread, and of ten pairs at once. work: given which."""
+    with ThreadPoolExecutor(2) as pool:
+        alone = min(seconds(lambda: work(0)) for _ in range(10))
+        return alone, min(seconds(lambda: [*pool.map(work, range(2))]) for _ in range(10))
 
 
 def seconds(work: Callable[[], object]) -> float:

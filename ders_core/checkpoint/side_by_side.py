@@ -86,9 +86,13 @@ class SideBySide(Generic[R]):
                 self._begin(begun)
                 begun += 1
                 # all threads have something to do before the first one is shown
-                self._show_all_but(0 if begun == count else threads - 1)
+                self._show_all_but(threads - 1)
             first, _, worked = self._running.popleft()
-            yield first, worked.result()
+            result = worked.result()
+            # what begins once all are shown finds the memory of those that are done with
+            if begun == count and len(self._running) <= threads:
+                self._show_all_but(0)
+            yield first, result
         for showing in self._shown:
             showing.result()
 

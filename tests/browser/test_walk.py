@@ -129,7 +129,7 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     sidebar = page.get_by_test_id("stSidebar")
     expect(sidebar.get_by_text("quantized-2bit")).to_be_visible()
     expect(sidebar.get_by_text(bytes_text(plan.bytes_after))).to_be_visible()
-    page.get_by_text("Edit codec and strength in the table").scroll_into_view_if_needed()
+    page.get_by_text("Edit in the table, or tick rows").scroll_into_view_if_needed()
     totals = page.get_by_test_id("stBottom")  # in sight, wherever the page is scrolled to
     expect(totals.get_by_text(bytes_text(plan.bytes_after))).to_be_in_viewport()
     page.get_by_role("heading", name="Recipe").scroll_into_view_if_needed()
