@@ -9,6 +9,7 @@ group (`[project.entry-points."ders_core.codecs"]`), or registers itself when it
 from __future__ import annotations
 
 import pkgutil
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -80,16 +81,19 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         if not isinstance(name, str):
             return None
         if not self._is_loaded:
-            with self._lock:  # another thread waits until the module is imported to its end
+            with self._lock:
                 if name not in self._classes:
                     self._import_one(name)
                 if name not in self._classes:
                     self._load()
-        return self._classes.get(name)
+        cls = self._classes.get(name)
+        if cls is not None and not self._is_loaded and cls.__module__ in sys.modules:
+            import_module(cls.__module__)  # waits until another thread has imported it to its end
+        return cls
 
     def _import_one(self, name: str) -> None:
         """Import the module of that name, if the package has it: the others can wait."""
-        if name.isidentifier() and name != "testing":
+        if name.isidentifier() and not name.startswith("_") and name != "testing":
             module = f"{self._package}.{name}"
             if find_spec(module) is not None:
                 import_module(module)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from typing import ClassVar
+from threading import Event, Timer
+from typing import Any, ClassVar
 
 import pytest
 from support.messages import raises_saying
@@ -61,6 +64,30 @@ def test_files_are_found_without_being_named(package: str) -> None:
     assert registry.find("another") is registry["another"]
     assert len(registry) == 2
     assert "three" not in registry
+
+
+def test_a_class_is_not_found_before_its_module_is_whole(package: str, tmp_path: Path) -> None:
+    (tmp_path / package / "slow.py").write_text(
+        MODULE.format(package=package, cls="Slow", name="slow")
+        + f"\nimport {package}\n{package}.begun.set()\n{package}.may_end.wait(30)\nLAST = 1\n"
+    )
+    registry = registry_of(package)
+    home: Any = sys.modules[package]
+    home.begun, home.may_end = Event(), Event()
+    with ThreadPoolExecutor(1) as pool:
+        imported = pool.submit(import_module, f"{package}.slow")
+        assert home.begun.wait(30)
+        Timer(0.2, home.may_end.set).start()
+        module = sys.modules[registry.find("slow").__module__]
+        assert hasattr(module, "LAST")
+        assert imported.result() is module
+
+
+def test_a_name_with_an_underscore_in_front_imports_nothing(package: str) -> None:
+    registry = registry_of(package)
+    with raises_saying(CodecError, "__init__", "another, one"):
+        registry.find("__init__")
+    assert f"{package}.__init__" not in sys.modules
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(package: str) -> None:

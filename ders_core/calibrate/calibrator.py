@@ -42,7 +42,7 @@ from ders_core.pipeline.sensitivity import ROWS
 from ders_core.units import bytes_text
 
 ROOM_FOR_EACH = 1 << 30
-"""Bytes of moments, in the file and in memory, that a tuning spends on each expert's own inputs."""
+"""Bytes that the moments of experts together may take, for a tuning to keep each one's own."""
 
 
 @unchanged_inputs()
@@ -156,7 +156,8 @@ def calibrate(
 
 
 def has_room_for_each(checkpoint: Checkpoint) -> bool:
-    """Whether a tuning keeps the moments of each expert's own inputs: they are small."""
+    """Whether a tuning keeps the moments of each expert's own inputs: the moments of experts, with
+    those of all together, take ROOM_FOR_EACH at most."""
     return _moment_bytes(checkpoint, MAX_WIDTH, True, True) <= ROOM_FOR_EACH
 
 

@@ -6,12 +6,15 @@ what it imports, is imported when a command of it is called.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
+
+from ders_core.files.few_collections import few_collections
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
@@ -147,12 +150,25 @@ class Commands(TyperGroup):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        function = getattr(import_module(f"{__package__}.{entry.module}"), entry.function)
+        with few_collections():  # what is imported stays
+            module = import_module(f"{__package__}.{entry.module}")
+        function = getattr(module, entry.function)
         alone = typer.Typer(
             add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
         )
         alone.command(cmd_name, short_help=entry.summary)(function)
         return get_command(alone)
+
+    def resolve_command(
+        self, ctx: Context, args: list[str]
+    ) -> tuple[str | None, Command | None, list[str]]:
+        """Name the words that are like an unknown one: typer knows only commands that it holds."""
+        word = args[0]
+        if word not in COMMANDS and not ctx.resilient_parsing:
+            similar = ", ".join(map(repr, get_close_matches(word, COMMANDS)))
+            if similar:
+                ctx.fail(f"No such command {word!r}. Did you mean {similar}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write the words and summaries, without importing any command."""

@@ -5,7 +5,6 @@ Exit status: 0 done, 1 a `DersError` (one line on stderr), 2 wrong usage, 130 in
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import Annotated
@@ -16,10 +15,6 @@ import ders_core
 from ders_core.cli.commands import Commands
 from ders_core.errors import DersError
 from ders_core.files.scratch import sweep_scratch
-
-YOUNG_OBJECTS = 20_000
-"""So many new objects that are still there, before Python's collector looks for cycles among them:
-what is imported stays, and looking after each 700 takes a fifteenth of a start."""
 
 app = typer.Typer(
     name="ders",
@@ -43,7 +38,6 @@ def root(
 
 def main() -> None:
     """Entry point: errors become one line on stderr."""
-    gc.set_threshold(YOUNG_OBJECTS)
     sweep_scratch()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large pages for large tensors
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it looks for them everywhere

@@ -51,7 +51,8 @@ def partial_path(out: Path) -> Path:
 
 def new_target(out: str | Path, *, resume: bool = False) -> Path:
     """The path of an output that does not exist yet, with ~ expanded; looks before any work starts
-    and leaves nothing. Folders above it that are missing will be made.
+    and makes nothing: folders above it that are missing will be made. If it exists, what dead
+    processes left in its folder is removed.
 
     resume: an unfinished run of it may be there. Raises OutputError if `out` is no name, exists, is
     below a file, cannot be written, or is an unfinished run that is not to be resumed.
@@ -67,7 +68,7 @@ def new_target(out: str | Path, *, resume: bool = False) -> Path:
     if "\0" in str(target):
         raise OutputError(f"{str(out)!r} cannot be written: no name holds a zero byte")
     with writing(target):
-        if is_finished(target):
+        if sweep_if_exists(target):
             raise OutputError(f"{target} exists already; choose another name or remove it")
         if target.name in ("", ".."):
             raise OutputError(f"{target} ends in no name; give the path of something new")
@@ -83,9 +84,10 @@ def new_target(out: str | Path, *, resume: bool = False) -> Path:
     return target
 
 
-def is_finished(out: Path) -> bool:
-    """Whether there is an output, or anything else of its name. Removes what its process left if
-    that was killed right after the output got its name."""
+def sweep_if_exists(out: Path) -> bool:
+    """Remove what dead processes left in the folder of an output that exists, such as the state of
+    one that was killed right after the output got its name. Returns whether it, or anything else
+    of its name, exists."""
     if not os.path.lexists(out):
         return False
     sweep_outputs(out.parent, PARTIAL, STATE)

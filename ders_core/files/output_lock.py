@@ -121,6 +121,9 @@ def _locked(path: Path) -> int | None:
 
 
 def _sweep(path: Path, unfinished: str, state: str) -> None:
+    name = path.name[1 : -len(".lock")]
+    if name in ("", ".", ".."):
+        return  # no output is called that
     handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         facts = os.fstat(handle)
@@ -130,7 +133,7 @@ def _sweep(path: Path, unfinished: str, state: str) -> None:
         entry = _entry(os.pread(handle, LARGEST, 0))
         if entry is None or not is_at(handle, path):
             return
-        target = path.with_name(path.name[1 : -len(".lock")])
+        target = path.with_name(name)
         partial = target.with_name(target.name + unfinished)
         if "token" in entry and _token(partial) == entry["token"]:
             shutil.rmtree(partial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from importlib import import_module
 from pathlib import Path
@@ -38,6 +39,24 @@ def test_help_has_the_summary_of_every_command() -> None:
         assert f"{word} {entry.summary}" in told
         command = getattr(import_module(f"ders_core.cli.{entry.module}"), entry.function)
         assert entry.summary == " ".join(command.__doc__.partition("\n\n")[0].split())
+
+
+def test_a_mistyped_command_is_told_which_are_like_it() -> None:
+    done = ders("compres", "X")
+    assert done.returncode == 2
+    assert "'compres'" in done.stderr
+    assert "'compress'?" in done.stderr
+    assert "?" not in ders("nonsense").stderr.splitlines()[-1]
+
+
+def test_a_command_leaves_the_collector_of_cycles_as_it_was(tmp_path: Path) -> None:
+    thresholds = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    try:
+        ders("info", tmp_path / "nowhere")
+        assert gc.get_threshold() == (700, 10, 10)
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def test_info(qwen2_moe_dir: Path) -> None:

@@ -26,8 +26,8 @@ from support.shell import ders
 from ders_core.errors import OutputError
 from ders_core.files.aside import sweep_asides
 from ders_core.files.directory import filled_directory, new_directory, replaced_directory
-from ders_core.files.output import STATE, is_finished, new_file, output_directory
-from ders_core.files.output_lock import lock_path
+from ders_core.files.output import STATE, new_file, output_directory, sweep_if_exists
+from ders_core.files.output_lock import MAKER, lock_path
 from ders_core.files.scratch import EMPTY_SECONDS, OWNER, scratch_directory, sweep_scratch
 
 Rounds = Callable[[int, int], int]
@@ -211,7 +211,7 @@ def write_beside(out: Path) -> None:
     out.with_name("new").rmdir()
 
 
-@pytest.mark.parametrize("later", [is_finished, write_beside])
+@pytest.mark.parametrize("later", [sweep_if_exists, write_beside])
 def test_the_state_of_an_output_whose_process_died_right_after_is_removed(
     later: Callable[[Path], object], tmp_path: Path
 ) -> None:
@@ -229,6 +229,17 @@ def test_the_state_of_an_output_whose_process_died_right_after_is_removed(
     assert (names(out), names(tmp_path)) == ([STATE, "shard"], [".out.lock", "out"])
     later(out)
     assert (names(out), names(tmp_path)) == (["shard"], ["out"])
+
+
+@pytest.mark.parametrize("name", ["..lock", "...lock", "....lock"])
+def test_a_lock_whose_name_names_no_output_stays(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / name).write_text(json.dumps({"maker": MAKER}))
+    (tmp_path / STATE).touch()  # by "..", which the last one seems to stand for
+    with output_directory(folder / "out"):
+        pass
+    assert (names(folder), names(tmp_path)) == ([name, "out"], [STATE, "folder"])
 
 
 def test_a_directory_that_took_the_place_of_the_dead_one_stays(tmp_path: Path) -> None:

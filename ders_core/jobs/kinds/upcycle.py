@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ders_core.errors import OutputError
-from ders_core.files.output import is_finished
+from ders_core.files.output import sweep_if_exists
 from ders_core.jobs.kind import KINDS, Device, Kind, Result, Spec
 from ders_core.jobs.results import PackedResult
 from ders_core.jobs.workspace import place_label
@@ -118,7 +118,7 @@ def _train(
 ) -> dict[str, Any]:
     from ders_core.upcycle.upcycler import read_result, upcycle
 
-    if is_finished(packed):  # an earlier attempt finished it and died before it wrote the result
+    if sweep_if_exists(packed):  # an earlier attempt finished it, and died before the result
         return read_result(packed).to_dict()
     result = upcycle(dense, packed, config, device=device, resume=True, progress=context.progress)
     if result.resumed:
