@@ -51,8 +51,7 @@ def partial_path(out: Path) -> Path:
 
 def new_target(out: str | Path, *, resume: bool = False) -> Path:
     """The path of an output that does not exist yet, with ~ expanded; looks before any work starts
-    and makes nothing: folders above it that are missing will be made. If it exists, what dead
-    processes left in its folder is removed.
+    and leaves nothing. Folders above it that are missing will be made.
 
     resume: an unfinished run of it may be there. Raises OutputError if `out` is no name, exists, is
     below a file, cannot be written, or is an unfinished run that is not to be resumed.
@@ -68,7 +67,7 @@ def new_target(out: str | Path, *, resume: bool = False) -> Path:
     if "\0" in str(target):
         raise OutputError(f"{str(out)!r} cannot be written: no name holds a zero byte")
     with writing(target):
-        if sweep_if_exists(target):
+        if target.exists() or target.is_symlink():
             raise OutputError(f"{target} exists already; choose another name or remove it")
         if target.name in ("", ".."):
             raise OutputError(f"{target} ends in no name; give the path of something new")
