@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ders_core.checkpoint import Matrix
-from ders_core.checkpoint.matrix import QuantizedMatrix
 
 Bank = tuple[torch.Tensor, ...]
 """Matrices of a model, one for each expert of a layer."""
@@ -62,7 +61,7 @@ class Probe:
     def _same(self, in_model: torch.Tensor, on_disk: torch.Tensor) -> bool:
         """Whether two rows hold the same numbers, but for the rounding of a dequantization."""
         in_model, on_disk = in_model.cpu(), on_disk.to(in_model.dtype)
-        if isinstance(self.experts[0], QuantizedMatrix):
+        if self.experts[0].is_quantized:
             return torch.allclose(in_model, on_disk, rtol=2**-6, atol=0)
         return torch.equal(in_model, on_disk)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix
+from ders_core.checkpoint.matrix import Matrix
 from ders_core.checkpoint.stacks import MatrixStack
 
 
@@ -78,7 +78,7 @@ class ExpertGroup(MatrixStack):
     @property
     def is_quantized(self) -> bool:
         """Whether the weights are stored as codes and scales."""
-        return isinstance(self.experts[0], QuantizedMatrix)
+        return self.experts[0].is_quantized
 
     def as_it_lies(self) -> ExpertGroup:
         """The group, or its transpose `[K, in, out]` if the experts are stored transposed: reading

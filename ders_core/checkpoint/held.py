@@ -45,6 +45,10 @@ class HeldMatrix(Matrix):
     def nbytes(self) -> int:
         return self.whole.nbytes
 
+    @property
+    def is_quantized(self) -> bool:
+        return self.whole.is_quantized
+
     def read(self, rows: slice | None = None) -> torch.Tensor:
         if not self.memory:
             return self.whole.read(rows)

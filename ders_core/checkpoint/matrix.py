@@ -103,6 +103,11 @@ class Matrix:
         self.read_into(memory, slice(0, self.shape[0]))
         return memory
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is stored as codes and scales."""
+        return False
+
     def turned(self) -> Matrix:
         """The transpose `[in, out]`."""
         return replace(self, slot=replace(self.slot, turned=not self.slot.turned))
@@ -154,6 +159,10 @@ class QuantizedMatrix(Matrix):
     @property
     def nbytes(self) -> int:
         return self.info.nbytes * math.prod(self.slot.shape) // math.prod(self.weight.shape)
+
+    @property
+    def is_quantized(self) -> bool:
+        return True
 
     def read(self, rows: slice | None = None) -> torch.Tensor:
         out, width = self.slot.shape
@@ -209,6 +218,10 @@ class MatrixRows(Matrix):
     @property
     def nbytes(self) -> int:
         return self.whole.nbytes * self.shape[0] // max(self.whole.shape[0], 1)
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.whole.is_quantized
 
     def read(self, rows: slice | None = None) -> torch.Tensor:
         first, last, _ = (rows or slice(None)).indices(self.shape[0])

@@ -31,7 +31,8 @@ class PieceBuffer:
         return self._filled
 
     def give_back(self) -> None:
-        """The piece is not used any more."""
+        """The piece is not used any more; what it was held in may go."""
+        self._filled = self._host
 
     def end(self) -> None:
         """No piece is read any more: others may borrow the memory."""

@@ -42,9 +42,12 @@ class _Free:
             is_free = self._used[id(buffer)] % self._users == 0
             self._left -= is_free
             is_needed = self._left >= 0
-        if is_free and is_needed:
+        if not is_free:
+            return
+        if is_needed:
+            buffer.give_back()
             self._free.put(buffer)
-        elif is_free:
+        else:
             buffer.end()
 
     def end(self) -> None:

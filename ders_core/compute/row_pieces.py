@@ -19,8 +19,8 @@ def by_row_pieces(
     """Call `work(first, last)` for pieces that make up the rows, at once where it pays. Every row
     is worked on by one thread alone, so that the pieces change no result.
 
-    values: how many there are in all rows, times the inputs they meet. multiple: what the pieces'
-    rows are a multiple of, as all rows are. Raises what `work` raises.
+    values: how many there are in all rows, times the inputs they meet. multiple: what the rows of
+    all pieces but the last are a multiple of. Raises what `work` raises.
     """
     pays = min(values // LEAST, rows // multiple)
     count = min(available_threads(), pays) if pays > 1 else 1

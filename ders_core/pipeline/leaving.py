@@ -9,8 +9,12 @@ from ders_core.later import torch
 from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import EncodedExpert
 
-AT_ONCE = 256 << 20
-"""Bytes of parts that wait on a GPU before they leave it together, and at most an expert's more."""
+AT_ONCE = 128 << 20
+"""Bytes of parts that wait on a GPU before they leave it together, and at most an expert's more.
+While they leave, a copy takes as much again, but for what is `LARGE`."""
+
+LARGE = 16 << 20
+"""Bytes from which on a tensor leaves alone: its copy takes longer than it is waited for."""
 
 ALIGNMENT = 16
 """Bytes; where a tensor begins among others, so that any dtype can be read there."""
@@ -28,20 +32,32 @@ def on_cpu(encoded: Iterable[EncodedExpert]) -> Iterator[tuple[Parts, Losses]]:
         held += sum(part.nbytes for part in expert.parts.values())
         if held >= AT_ONCE:
             yield from _brought(waiting)
-            waiting, held = [], 0
+            held = 0
     yield from _brought(waiting)
 
 
-def _brought(experts: Sequence[EncodedExpert]) -> Iterator[tuple[Parts, Losses]]:
+def _brought(experts: list[EncodedExpert]) -> list[tuple[Parts, Losses]]:
+    """All of them. Empties the list: what is on the GPU is free while they are used."""
     tensors = [tensor for each in experts for tensor in (each.sums, *each.parts.values())]
     brought = iter(bring_together(tensors))
+    left = list[tuple[Parts, Losses]]()
     for each in experts:
         losses = each.losses_by(next(brought).tolist())
-        yield {name: next(brought) for name in each.parts}, losses
+        left.append(({name: next(brought) for name in each.parts}, losses))
+    experts.clear()
+    return left
 
 
 def bring_together(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The same tensors on the CPU, contiguous, by one copy: views of one memory."""
+    """The same tensors on the CPU, contiguous: those below `LARGE` by one copy, as views of one
+    memory."""
+    joined = iter(_joined([tensor for tensor in tensors if tensor.nbytes < LARGE]))
+    return [
+        next(joined) if tensor.nbytes < LARGE else tensor.cpu().contiguous() for tensor in tensors
+    ]
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     if not tensors:
         return []
     pieces = list[torch.Tensor]()

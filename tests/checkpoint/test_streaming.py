@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,18 @@ from support.messages import raises_saying
 from ders_core.checkpoint import streaming
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, Axes
 from ders_core.checkpoint.groups import Block, ExpertGroup
+from ders_core.checkpoint.held import held
 from ders_core.checkpoint.matrix import Matrix, Slot
-from ders_core.checkpoint.streaming import SLABS, each_matrix, each_slab, matrices, slabs
+from ders_core.checkpoint.piece_buffers import PieceBuffer
+from ders_core.checkpoint.side_by_side import _Free
+from ders_core.checkpoint.streaming import (
+    MATRICES,
+    SLABS,
+    each_matrix,
+    each_slab,
+    matrices,
+    slabs,
+)
 from ders_core.compute import buffers
 from ders_core.errors import CheckpointError
 from ders_core.files.cold_reads import LARGE_BYTES
@@ -211,6 +222,28 @@ def test_memory_that_no_expert_needs_any_more_is_free_at_once(
     assert in_use[0] == 3 * nbytes
     assert in_use[6] == nbytes
     assert buffers._account.in_use == 0
+
+
+def test_memory_that_was_held_is_free_once_its_expert_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "_account", buffers._Account())
+    monkeypatch.setattr(buffers, "_free", [])
+    group = held(group_of(tmp_path / "a.safetensors", np.zeros((5, 8, 4), np.float32)))
+    nbytes = 8 * 4 * 4
+    in_use = [used for _, used in each_matrix(group, lambda *_: buffers._account.in_use)]
+    assert in_use == [(MATRICES + left) * nbytes for left in (5, 4, 3, 2, 1)]
+
+
+def test_a_buffer_that_is_free_keeps_no_piece_that_lies_elsewhere() -> None:
+    with ExitStack() as memory:
+        buffer = PieceBuffer((2,), torch.float32, torch.device("cpu"), memory)
+        free, elsewhere = _Free([buffer], users=1, uses=2), torch.zeros(2)
+        buffer.fill(lambda memory, expert: elsewhere, 0)
+        assert free.take() is buffer
+        assert buffer.take() is elsewhere
+        free.give_back(buffer)
+        assert buffer.take() is not elsewhere
 
 
 def test_an_expert_that_fails_ends_the_others(tmp_path: Path) -> None:

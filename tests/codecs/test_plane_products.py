@@ -4,30 +4,69 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ders_core.codecs import EncodeContext, Quantized
 from ders_core.codecs.coding.packing import pack
+from ders_core.codecs.fitting.level_products import DenseLevels
 from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes
 from ders_core.codecs.testing.inputs import gaussian
+from ders_core.compute.kernels import nibbles
 
 CONTEXT = EncodeContext(torch.bfloat16, 5)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_sums_are_those_of_codes_times_scales(bits: int, tokens: int) -> None:
+@pytest.mark.parametrize("common", [0, 1, -1])
+@pytest.mark.parametrize(("rows", "tokens"), [(72, 1), (72, 3), (37, 2), (1, 1)])
+def test_sums_are_those_of_codes_times_scales(
+    bits: int, common: int, rows: int, tokens: int
+) -> None:
+    """common: from the last code on, if it is negative."""
     random = torch.Generator().manual_seed(bits)
-    codes = torch.randint(0, 2**bits, (72, 200), generator=random)
-    scales, x = torch.rand(72, 5, generator=random), torch.randn(tokens, 200, generator=random)
+    codes = torch.randint(0, 2**bits, (rows, 200), generator=random)
+    scales, x = torch.rand(rows, 5, generator=random), torch.randn(tokens, 200, generator=random)
     packed = pack(codes.flatten(), bits).unsqueeze(0)
-    got = RoutedPlanes(packed, bits, scales.unsqueeze(0), None, -0.5).product(x)
+    given = packed, bits, scales.unsqueeze(0), None, -0.5
+    got = RoutedPlanes(*given, common % 2**bits).product(x)
     values = codes.double().unflatten(1, (5, 40)) - 0.5
     matrix = (values * scales.double().unsqueeze(-1)).flatten(1)
     expected = x.double() @ matrix.T
     assert got.dtype is torch.float32
     assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_common_code_costs_no_rounding(bits: int) -> None:
+    """Inputs have a large mean, and most entries the level 0."""
+    common, random = 2 ** (bits - 1), torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 2**bits, (72, 200), generator=random)
+    codes[torch.rand(72, 200, generator=random) < 0.95] = common
+    x = 100 + torch.randn(2, 200, generator=random)
+    packed, scales = pack(codes.flatten(), bits).unsqueeze(0), torch.ones(1, 72, 1)
+    got = RoutedPlanes(packed, bits, scales, None, -common, common).product(x)
+    expected = x.double() @ (codes.double() - common).T
+    assert float((got - expected).abs().max()) < 1e-6 * float(expected.abs().max())
+
+
+def test_tables_are_made_of_the_inputs_of_one_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, write_tables = list[int](), nibbles.write_tables
+
+    def counted(x: np.ndarray, tables: np.ndarray) -> None:
+        lengths.append(len(x))
+        write_tables(x, tables)
+
+    monkeypatch.setattr(nibbles, "write_tables", counted)
+    codes, x = torch.arange(16 * 64).view(16, 64) % 4, gaussian((9, 64), 4, 1.0)
+    levels, y = torch.tensor([-1.0, 0.0, 1.0, 2.0]), np.zeros((6, 16), np.float32)
+    matrix = DenseLevels((16, 64), None, pack(codes.flatten(), 2), 2, levels, 4)
+    matrix.multiply(x.numpy(), y, 0, np.array([3, 7]), np.array([0, 5]))
+    assert lengths == [2]
+    expected = x[[3, 7]].double() @ levels[codes].double().T
+    assert np.abs(y[[0, 5]] - expected.numpy()).max() < 1e-5
+    assert not y[1:5].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -58,7 +97,6 @@ def test_products_are_those_of_the_decoded_delta(
     ("fields", "shape", "tokens"),
     [
         ({"bits": 2, "group_size": 16}, (20, 72), 1),  # blocks that do not fill rows
-        ({"bits": 2, "group_size": 16}, (18, 64), 1),  # rows that are no multiple of four
         ({"bits": 2, "grid": "normal", "group_size": 16}, (20, 64), 1),
         ({"grid": "ternary", "group_size": 16}, (20, 64), 1),
         (

@@ -18,9 +18,13 @@ from ders_core.compute.threads import threads_of_torch
     threads=st.integers(1, 4),
     many=st.integers(0, 40),
     multiple=st.sampled_from([1, 4]),
+    rest=st.integers(0, 3),
     values=st.sampled_from([0, LEAST, 2 * LEAST, 9 * LEAST]),
 )
-def test_each_row_is_in_one_piece(threads: int, many: int, multiple: int, values: int) -> None:
+def test_each_row_is_in_one_piece(
+    threads: int, many: int, multiple: int, rest: int, values: int
+) -> None:
+    rows = many * multiple + rest
     seen: list[tuple[int, int]] = []
     lock = threading.Lock()
 
@@ -29,9 +33,9 @@ def test_each_row_is_in_one_piece(threads: int, many: int, multiple: int, values
             seen.append((first, last))
 
     with threads_of_torch(threads):
-        by_row_pieces(work, many * multiple, values, multiple=multiple)
+        by_row_pieces(work, rows, values, multiple=multiple)
     seen.sort()
-    assert [row for first, last in seen for row in range(first, last)] == [*range(many * multiple)]
+    assert [row for first, last in seen for row in range(first, last)] == [*range(rows)]
     assert all(first % multiple == 0 for first, _ in seen)
     assert len(seen) <= max(threads, 1)
     if values < 2 * LEAST:

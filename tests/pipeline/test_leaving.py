@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ from ders_core.errors import CheckpointError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline import leaving
 from ders_core.pipeline.encoder import Encoder, Encoding
-from ders_core.pipeline.knowledge import Knowledge
+from ders_core.pipeline.judge import Losses
+from ders_core.pipeline.knowledge import EncodedExpert, Knowledge
 from ders_core.pipeline.leaving import bring_together
 from ders_core.pipeline.plan import base_form
 from ders_core.recipe import Recipe
@@ -97,6 +99,24 @@ def test_few_experts_wait_on_the_device(place: Path, monkeypatch: pytest.MonkeyP
     assert (alone.squares, alone.lengths) == (together.squares, together.lengths)
 
 
+def test_what_has_left_is_free_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the last expert."""
+    made = list[ref[torch.Tensor]]()
+
+    def encoded_expert() -> EncodedExpert:
+        codes, sums = torch.zeros(10, dtype=torch.uint8), torch.zeros(1, 4, dtype=torch.float64)
+        parts = {"codes": codes.to(DEVICE)}
+        made.append(ref(parts["codes"]))
+        return EncodedExpert(parts, sums.to(DEVICE), lambda *_: Losses())
+
+    monkeypatch.setattr(leaving, "AT_ONCE", 30)
+    with counted_waits():
+        left = leaving.on_cpu(encoded_expert() for _ in range(5))
+        alive = [sum(each() is not None for each in made) for _ in left]
+    assert len(made) == 5
+    assert alive == [1] * 5
+
+
 def test_an_expert_that_is_not_finite_is_named(place: Path, tmp_path: Path) -> None:
     """It is found before it goes to the device, and after those before it."""
     shutil.copytree(place / str(MANY), tmp_path, dirs_exist_ok=True)
@@ -113,7 +133,12 @@ def test_an_expert_that_is_not_finite_is_named(place: Path, tmp_path: Path) -> N
     assert counted.total() == 0
 
 
-def test_tensors_of_any_dtype_come_as_they_were() -> None:
+@pytest.mark.parametrize("large", [leaving.LARGE, 24, 1])
+def test_tensors_of_any_dtype_come_as_they_were(
+    large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """large: bytes from which on they come alone."""
+    monkeypatch.setattr(leaving, "LARGE", large)
     tensors = [
         torch.arange(5, dtype=torch.uint8),
         torch.tensor(2.5, dtype=torch.float64),
@@ -124,5 +149,6 @@ def test_tensors_of_any_dtype_come_as_they_were() -> None:
     ]
     for brought, tensor in zip(bring_together(tensors), tensors, strict=True):
         assert brought.dtype == tensor.dtype
+        assert brought.is_contiguous()
         assert torch.equal(brought, tensor)
     assert bring_together([]) == []

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from support.messages import raises_saying
 
+from ders_core.checkpoint.held import held
 from ders_core.checkpoint.layouts import Projection
 from ders_core.checkpoint.quantized import fp8, mxfp4
 from ders_core.codecs import Keep, Quantized
@@ -228,6 +229,8 @@ def test_a_packed_one_is_read_as_the_codes_that_it_stands_for(source: Path, tmp_
     assert packed.config == wanted.config
     for group, expected in zip(packed.groups(), wanted.groups(), strict=True):
         assert group.is_quantized
+        assert held(group).is_quantized
+        assert group.of_rows([slice(2, 5)]).is_quantized
         assert torch.equal(group.read(), expected.read())
         assert torch.equal(group.read(1, slice(5, 9)), expected.read(1, slice(5, 9)))
     for name, codes in read(tmp_path / "s").items():

@@ -186,7 +186,8 @@ class DenseLevels(LevelMatrix):
 
     @cached_property
     def _planes(self) -> RoutedPlanes | None:
-        """None where levels are not evenly spaced, or the shape does not fill what loops take."""
+        """With the level nearest to zero in common; None where levels are not evenly spaced, or the
+        shape does not fill what loops take."""
         levels = self.levels[: self.count].double()
         step = float(levels[-1] - levels[0]) / max(self.count - 1, 1)
         even = levels[0] + step * torch.arange(self.count, dtype=torch.float64)
@@ -202,8 +203,9 @@ class DenseLevels(LevelMatrix):
     def multiply(
         self, x: np.ndarray, y: np.ndarray, column: int, inputs: np.ndarray, outputs: np.ndarray
     ) -> None:
+        x, inputs = x[inputs], np.arange(len(inputs))
         if self.steps is not None:
-            x, inputs = x[inputs] * self.steps[1].numpy(), np.arange(len(inputs))
+            x *= self.steps[1].numpy()
         if self.bits * len(inputs) <= FEW_PLANES and self._planes is not None:
             self._planes.add(x, y, column, Routes(inputs, np.zeros_like(inputs), outputs))
             return

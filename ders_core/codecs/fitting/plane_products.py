@@ -17,9 +17,6 @@ from ders_core.later import np, torch
 FEW_PLANES = 16
 """Tokens times bits, up to which products of planes are quicker than decoding once."""
 
-FEWEST = 4
-"""Rows that a matrix has a multiple of; others are decoded."""
-
 ROWS, BYTE = 32, 8
 """What loops take at a time: rows, of which there may be fewer, and entries of one of them."""
 
@@ -30,8 +27,8 @@ class RoutedPlanes(RoutedDeltas):
 
     codes: uint8 `[experts, bytes]`, each as `pack` makes of `[out, in]`. scales, offsets:
     `[experts, out, blocks]`, floats that `kind_of` knows. All share memory with what they are of.
-    common: a code, best the one that most entries have, and whose rounding errors are then left
-    out.
+    common: a code whose entries add nothing to the sums of inputs, and no rounding errors: best
+    that of the level nearest to zero, so that little is left that `start` adds for it.
     """
 
     codes: torch.Tensor
@@ -55,7 +52,7 @@ class RoutedPlanes(RoutedDeltas):
         """None unless levels are 1 apart, and blocks are of whole bytes and fill rows. lines: of
         all experts."""
         fills = blocks.size * blocks.count == shape[1] and blocks.size % BYTE == 0
-        if not levels.uniform or not fills or shape[0] % FEWEST or not min(shape):
+        if not levels.uniform or not fills or not min(shape):
             return None
         return cls(codes, bits, lines.scale, lines.offset, float(levels.table[0]), common)
 

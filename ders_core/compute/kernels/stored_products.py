@@ -65,17 +65,13 @@ def dot(context: Any, weights: Any, begin: Any, x: Any, first: Any, steps: Any) 
 def _add_dots(
     context: Any, weights: Any, begin: Any, x: Any, first: Any, width: Any, steps: Any, sums: Any
 ) -> Any:
-    """sums: float32 `[TOGETHER]`, get Σ w_j x_j of `steps` times STEP_EACH entries. x: of as many
-    inputs, `width` apart; all else as of `dot`."""
-    read = load_bfloat16 if weights.dtype is types.uint16 else load
+    """sums: float32 `[TOGETHER]`, get Σ w_j x_j of `steps` times STEP_EACH entries. weights: the
+    bits of bfloat16, uint16. x: of as many inputs, `width` apart; all else as of `dot`."""
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         row, inputs, found = (
             struct_of(target, builder, signature, arguments, n) for n in (0, 2, 6)
         )
-        data = row.data
-        if read is load:
-            data = builder.bitcast(data, FLOAT.as_pointer())
         none = zeros(FLOAT, LANES)
         places = [
             builder.add(arguments[3], builder.mul(arguments[4], PLACE(number)))
@@ -90,7 +86,7 @@ def _add_dots(
             begun = builder.mul(step.index, PLACE(STEP_EACH))
             for chain in range(CHAINS_EACH):
                 offset = builder.add(begun, PLACE(chain * LANES))
-                stored = read(builder, data, builder.add(arguments[1], offset), LANES)
+                stored = load_bfloat16(builder, row.data, builder.add(arguments[1], offset), LANES)
                 for place, chains in zip(places, totals, strict=True):
                     values = load(builder, inputs.data, builder.add(place, offset), LANES)
                     more = builder.fmul(stored, values)
@@ -111,11 +107,11 @@ def add_to_all(
 ) -> None:
     """y[:, column + row] += w_row · x of every input, of the rows from `first` to `last`.
 
-    weights: `[out, in]`, bits as of `add`. x: float32 `[n, in]`, contiguous. y: float32
-    `[n, ≥ column + out]`.
+    weights: `[out, in]`, the bits of bfloat16 (uint16). x: float32 `[n, in]`, contiguous. y:
+    float32 `[n, ≥ column + out]`. An input among TOGETHER is summed in fewer chains than one alone,
+    so that its last bits differ with how many there are.
     """
     tokens, width = x.shape
-    kind = BFLOAT16 if weights.itemsize == 2 else FLOAT32
     flat, flat_x = weights.reshape(-1), x.reshape(-1)
     sums, steps, steps_each = np.empty(TOGETHER, np.float32), width // STEP, width // STEP_EACH
     for row in range(first, last):
@@ -130,7 +126,7 @@ def add_to_all(
             for number in range(token, token + here):
                 total = sums[number - token]
                 for rest in range(done, width):
-                    total += widen(flat[begin + rest], kind) * flat_x[number * width + rest]
+                    total += widen(flat[begin + rest], BFLOAT16) * flat_x[number * width + rest]
                 y[number, column + row] += total
             token += here
 
