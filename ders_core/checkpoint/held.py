@@ -6,7 +6,7 @@ To read them twice takes a disk, a network, or the decoding of a quantized sourc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ders_core.checkpoint.groups import ExpertGroup
@@ -60,10 +60,10 @@ class HeldMatrix(Matrix):
         else:
             self.whole.read_into(out, rows)
 
-    def read_whole(self, memory: torch.Tensor) -> torch.Tensor:
+    def read_whole(self, lend: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Gives its memory away: it is free when the caller is done with the matrix."""
         if not self.memory:
-            return self.whole.read_whole(memory)
+            return self.whole.read_whole(lend)
         return self._rows(self.memory.pop(), slice(None))
 
     def _rows(self, memory: torch.Tensor, rows: slice) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -97,9 +97,10 @@ class Matrix:
         else:
             out.copy_(self.read(rows))
 
-    def read_whole(self, memory: torch.Tensor) -> torch.Tensor:
-        """The matrix `[out, in]`, not to be changed: read into memory of its shape and dtype, or
-        where it is held already."""
+    def read_whole(self, lend: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The matrix `[out, in]`, not to be changed: read into memory of its shape and dtype that
+        is lent, or where it is held already."""
+        memory = lend()
         self.read_into(memory, slice(0, self.shape[0]))
         return memory
 

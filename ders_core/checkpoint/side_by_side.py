@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from ders_core.checkpoint.piece_buffers import PieceBuffer
+from ders_core.checkpoint.piece_buffers import Lend, PieceBuffer
 from ders_core.later import torch
 
 R = TypeVar("R")
@@ -65,7 +65,7 @@ class SideBySide(Generic[R]):
 
     def __init__(
         self,
-        read: Callable[[torch.Tensor, int], torch.Tensor],
+        read: Callable[[Lend, int], torch.Tensor],
         use: Callable[[int, torch.Tensor], R],
         seen: Callable[[torch.Tensor], None] | None,
         buffers: Sequence[PieceBuffer],

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
 
-from ders_core.checkpoint.piece_buffers import PieceBuffer, PinnedBuffer, Shape
+from ders_core.checkpoint.piece_buffers import Lend, PieceBuffer, PinnedBuffer, Shape
 from ders_core.checkpoint.side_by_side import SideBySide
 from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES, MatrixStack
 from ders_core.compute.buffers import borrow
@@ -44,9 +44,9 @@ def slabs(
     step = max(1, SLAB_BYTES // max(experts * width * stack.dtype.itemsize, 1))
     rows = [slice(begin, min(begin + step, out)) for begin in range(0, out, step)]
 
-    def fill(memory: torch.Tensor, part: slice) -> torch.Tensor:
+    def fill(lend: Lend, part: slice) -> torch.Tensor:
         shape = (experts, part.stop - part.start, width)
-        slab = memory.view(-1)[: math.prod(shape)].view(shape)
+        slab = lend().view(-1)[: math.prod(shape)].view(shape)
         stack.read_into(slab, part)
         return slab
 
@@ -140,11 +140,11 @@ def each_matrix(
 
 def _whole(
     stack: MatrixStack, seen: Callable[[torch.Tensor], None] | None
-) -> Callable[[torch.Tensor, int], torch.Tensor]:
+) -> Callable[[Lend, int], torch.Tensor]:
     """What reads an expert into memory of its shape, if it is not held. seen: as of `matrices`."""
 
-    def fill(memory: torch.Tensor, expert: int) -> torch.Tensor:
-        weight = stack.matrices[expert].read_whole(memory)
+    def fill(lend: Lend, expert: int) -> torch.Tensor:
+        weight = stack.matrices[expert].read_whole(lend)
         if seen is not None:
             seen(weight)
         return weight
@@ -154,15 +154,15 @@ def _whole(
 
 def _ahead(
     items: Iterable[T],
-    fill: Callable[[torch.Tensor, T], torch.Tensor],
+    fill: Callable[[Lend, T], torch.Tensor],
     shape: Shape,
     dtype: torch.dtype,
     device: torch.device,
     count: int,
 ) -> Iterator[tuple[T, torch.Tensor]]:
-    """(item, its piece) for each item, read ahead by `fill(memory of shape, item)` in a thread.
+    """(item, its piece) for each item, read ahead by `fill(lend, item)` in a thread.
 
-    fill: returns the view of the memory that holds the piece. count: buffers.
+    fill: given what lends memory of that shape; returns what holds the piece. count: buffers.
     """
     make = PinnedBuffer if device.type == "cuda" else PieceBuffer
     waiting = iter(items)
