@@ -9,6 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from ders_core.errors import DersError
+from ders_core.files.address import is_address
 from ders_core.files.missing import cleaned
 from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.export import ExportResult
@@ -152,13 +153,23 @@ def free_name(name: str) -> str:
     return free
 
 
+def place_of(typed: str) -> str:
+    """What was typed as a path: a name is one among the workspace's exports. An address, which is
+    refused later, and a path from somebody's home stay as they are; so does nothing."""
+    place = cleaned(typed)
+    if not place or place.startswith("~") or is_address(place):
+        return place
+    return str(session.workspace().exports / place)
+
+
 def memory_text(result: PackedResult) -> str:
     """What the weights take in memory, mode by mode, in words."""
     try:
         known = reads.bytes_in_memory(result.packed)
     except DersError as error:  # the run's directory was removed or damaged since
         return plain(error)
-    assert known is not None, "what a run writes is packed"
+    if known is None:
+        return plain(f"{result.packed} is not packed any more: what a run wrote was replaced.")
     whole, held = map(bytes_text, known)
     return (
         f"**In memory**, of weights: {whole} with `mode='synthesized'`, the default, as of the "
@@ -182,7 +193,7 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
             "exist yet, and be below: "
             + plain(", ".join(str(root) for root in session.workspace().roots)),
         )
-        path = str(session.workspace().exports / cleaned(typed)) if typed.strip() else ""
+        path = place_of(typed)
         asked = card.ask(job)
         if st.button("Export", key=f"export_{card.format}", type="primary"):
             try:
