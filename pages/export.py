@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import streamlit as st
 
@@ -206,7 +205,7 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
 def submit_export(result: PackedResult, format: Format, path: str, asked: Asked) -> None:
     """File the job. Raises DersError if a path is not allowed or the directory exists."""
     workspace = session.workspace()
-    target = workspace.check_allowed(Path(path or ""))
+    target = workspace.check_allowed(path)
     if target.exists():
         raise DersError(f"{target} exists already; choose another name")
     base = asked.get("base")
@@ -215,7 +214,7 @@ def submit_export(result: PackedResult, format: Format, path: str, asked: Asked)
         "packed": result.packed,
         "out": str(target),
         "format": format,
-        "base": str(workspace.check_allowed(Path(base))) if base else None,
+        "base": str(workspace.check_allowed(base)) if base else None,
         "quality": result.measured.to_dict() if result.measured else None,
         "outlook": asdict(result.outlook),
     }

@@ -68,7 +68,7 @@ class _Table:
         return _ticked(self.place, self.plan)
 
     def keep_ticks(self) -> None:
-        """Store the ticks as they are after the edits, those of rows that are not shown included."""
+        """Store the ticks after the edits, those of rows that are not shown included."""
         ticked = ticks_after(self.rows, self.ticked, self.edits)
         keys = {self.plan.entries[number].key for number in ticked}
         st.session_state.setdefault(_TICKED, {})[self.place] = keys

@@ -114,8 +114,13 @@ def test_a_move_of_the_slider_solves_again(app: AppTest, mixtral_dir: Path, kept
 
 
 def test_the_least_size_is_asked_for_until_the_slider_is_moved(
-    app: AppTest, mixtral_dir: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    app: AppTest,
+    mixtral_dir: Path,
+    workspace: Workspace,
+    kept: Kept,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    write_text(workspace.path / "typed.json", '[["tune_bound", "KL", null]]')
     asked = []
 
     def found(version: str, wish: Wish, bound: Bound, scores: Scores) -> None:
@@ -123,7 +128,6 @@ def test_the_least_size_is_asked_for_until_the_slider_is_moved(
 
     monkeypatch.setattr("ders_core.ui.tune.explorer.smallest", found)
     on(opened(app, mixtral_dir), "tune")
-    app.selectbox(key="tune_bound").set_value("KL").run()
     assert asked
     assert app.slider(key="tune_size").value == outlook("asked", Wish(), kept.scores).start
     app.slider(key="tune_size").set_value(40.0).run()
@@ -197,7 +201,9 @@ def test_the_frontier_falls_from_the_least_size_to_no_loss(kept: Kept) -> None:
     assert least_percent is not None
     assert within <= least_percent / 100 <= within + 0.001
     impossible = demanded_bound(None, 1e-6, None)
-    assert smallest("frontier", Wish(friendly=True, pin=("0=quantized",)), impossible, scores) is None
+    assert (
+        smallest("frontier", Wish(friendly=True, pin=("0=quantized",)), impossible, scores) is None
+    )
     for share in (0.3, 0.5):
         rival = one_knob(scores, share * scores.bytes_total)
         assert sizes.knob_within(share) == (None if rival is None else rival.predicted_kl)
