@@ -4,11 +4,11 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import streamlit as st
 
 from ders_core.errors import DersError
+from ders_core.files.address import is_address
 from ders_core.files.missing import cleaned
 from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.export import ExportResult
@@ -152,13 +152,23 @@ def free_name(name: str) -> str:
     return free
 
 
+def place_of(typed: str) -> str:
+    """What was typed as a path: a name is one among the workspace's exports. An address, which is
+    refused later, and a path from somebody's home stay as they are; so does nothing."""
+    place = cleaned(typed)
+    if not place or place.startswith("~") or is_address(place):
+        return place
+    return str(session.workspace().exports / place)
+
+
 def memory_text(result: PackedResult) -> str:
     """What the weights take in memory, mode by mode, in words."""
     try:
         known = reads.bytes_in_memory(result.packed)
     except DersError as error:  # the run's directory was removed or damaged since
         return plain(error)
-    assert known is not None, "what a run writes is packed"
+    if known is None:
+        return plain(f"{result.packed} is not packed any more: what a run wrote was replaced.")
     whole, held = map(bytes_text, known)
     return (
         f"**In memory**, of weights: {whole} with `mode='synthesized'`, the default, as of the "
@@ -182,7 +192,7 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
             "exist yet, and be below: "
             + plain(", ".join(str(root) for root in session.workspace().roots)),
         )
-        path = str(session.workspace().exports / cleaned(typed)) if typed.strip() else ""
+        path = place_of(typed)
         asked = card.ask(job)
         if st.button("Export", key=f"export_{card.format}", type="primary"):
             try:
@@ -195,7 +205,7 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
 def submit_export(result: PackedResult, format: Format, path: str, asked: Asked) -> None:
     """File the job. Raises DersError if a path is not allowed or the directory exists."""
     workspace = session.workspace()
-    target = workspace.check_allowed(Path(path or ""))
+    target = workspace.check_allowed(path)
     if target.exists():
         raise DersError(f"{target} exists already; choose another name")
     base = asked.get("base")
@@ -204,7 +214,7 @@ def submit_export(result: PackedResult, format: Format, path: str, asked: Asked)
         "packed": result.packed,
         "out": str(target),
         "format": format,
-        "base": str(workspace.check_allowed(Path(base))) if base else None,
+        "base": str(workspace.check_allowed(base)) if base else None,
         "quality": result.measured.to_dict() if result.measured else None,
         "outlook": asdict(result.outlook),
     }

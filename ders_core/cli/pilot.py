@@ -17,7 +17,7 @@ from ders_core.cli.options import (
 )
 from ders_core.errors import OutputError
 from ders_core.pipeline.quality import KL, kl_text
-from ders_core.units import bytes_text, share_text
+from ders_core.units import share_text
 
 if TYPE_CHECKING:
     from ders_core.tune.pilot.outcome import Pilot
@@ -112,10 +112,10 @@ def pilot(
 
 def _print(found: Pilot, target: Path) -> None:
     print_table(
-        ["size", "of original", "safe", "KL, nats a token (95 %)", "predicted"],
+        ["size", "of original", "measured safe", "KL, nats a token (95 %)", "predicted"],
         [
             [
-                f"{point.role}, {bytes_text(point.measured.nbytes)}",
+                point.label,
                 share_text(point.measured.nbytes / found.bytes_total),
                 "yes" if point.is_safe else "no",
                 kl_text(point.measured.quality.to_dict()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Mapping
 from html import escape
 
 import plotly.graph_objects as go
@@ -18,10 +19,10 @@ from ders_core.pipeline.quality import (
     TOP1_AGREEMENT,
     kl_text,
 )
-from ders_core.tune.pilot.outcome import SAFE_KL, Asked, Pilot, Point
+from ders_core.tune.pilot.outcome import CHOSEN_AS, SAFE_KL, Asked, Pilot, Point, Role
 from ders_core.units import bytes_text, count_text, share_text, visible
 
-COLOURS = {"safe": "#0072b2", "aggressive": ACCENT}
+COLOURS: Mapping[Role, str] = {"safe": "#0072b2", "aggressive": ACCENT}
 
 STYLE = """
 td:first-child,th:first-child{text-align:left}
@@ -53,7 +54,7 @@ def pilot_figure(pilot: Pilot) -> go.Figure:
     for role, colour in COLOURS.items():
         dots = [Dot(each.label, each.measured) for each in pilot.points if each.role == role]
         if dots:
-            add_dots(figure, dots, pilot.bytes_total, f"measured, {role}", colour)
+            add_dots(figure, dots, pilot.bytes_total, f"measured, {CHOSEN_AS[role]}", colour)
     ends = [lossy[0][0], lossy[-1][0]] if lossy else []
     figure.add_scatter(
         x=[nbytes / pilot.bytes_total for nbytes in ends],
@@ -120,8 +121,8 @@ def pilot_html(pilot: Pilot) -> str:
 
 def _points(pilot: Pilot) -> str:
     columns = [
-        *("size", "of original", "aim, KL", "predicted KL", "KL, nats a token (95 %)", "safe"),
-        *("same top token", "perplexity", "KL, 99 % of tokens"),
+        *("size", "of original", "aim, KL", "predicted KL", "KL, nats a token (95 %)"),
+        *("measured safe", "same top token", "perplexity", "KL, 99 % of tokens"),
     ]
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     rows = "".join(_row(pilot, point) for point in pilot.points)

@@ -19,7 +19,8 @@ _drawn = threading.Event()
 
 
 def import_ahead(then: Callable[[], object]) -> None:
-    """Start to import, in a thread. then: called in it once the first page can be drawn."""
+    """Start to import, in a thread. then: called in it once the first page can be drawn;
+    if it raises, the rest is imported all the same."""
     threading.Thread(target=_import, args=(then,), name="imports ahead", daemon=True).start()
 
 
@@ -30,9 +31,11 @@ def page_was_drawn() -> None:
 
 def _import(then: Callable[[], object]) -> None:
     _of_first_page()
-    then()
-    _drawn.wait(VISITOR)
-    _of_other_pages()
+    try:
+        then()
+    finally:
+        _drawn.wait(VISITOR)
+        _of_other_pages()
 
 
 def _of_first_page() -> None:

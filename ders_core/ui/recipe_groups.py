@@ -27,7 +27,8 @@ from ders_core.ui.recipe_rows import (
     folded,
     open_at_first,
     rows_of,
-    ticked_entries,
+    shows_other_ticks,
+    ticks_after,
 )
 from ders_core.ui.recipe_table import FIRST_CHOICE, apply_edits, codec_from, codecs_of, menu
 
@@ -64,12 +65,19 @@ class _Table:
     @property
     def ticked(self) -> set[int]:
         """Numbers of the plan's entries."""
-        return ticked_entries(self.shown, self.rows, self.edits)
+        return _ticked(self.place, self.plan)
 
     def keep_ticks(self) -> None:
-        """For the editor that takes the place of this one."""
-        keys = {self.plan.entries[number].key for number in self.ticked}
+        """Store the ticks after the edits, those of rows that are not shown included."""
+        ticked = ticks_after(self.rows, self.ticked, self.edits)
+        keys = {self.plan.entries[number].key for number in ticked}
         st.session_state.setdefault(_TICKED, {})[self.place] = keys
+
+
+def _ticked(place: str, plan: Plan) -> set[int]:
+    """Numbers of the plan's entries."""
+    keys = st.session_state.get(_TICKED, {}).get(place, set())
+    return {number for number, entry in enumerate(plan.entries) if entry.key in keys}
 
 
 def groups_section(
@@ -81,11 +89,10 @@ def groups_section(
     by_place: dict[str, set[int]] = st.session_state.setdefault(_OPENED, {})
     opened = by_place.setdefault(place, open_at_first(plan))
     rows = rows_of(plan, opened)
-    ticks = st.session_state.get(_TICKED, {}).get(place, set())
-    ticked = {number for number, entry in enumerate(plan.entries) if entry.key in ticks}
+    ticked = _ticked(place, plan)
     key = f"recipe_editor_{st.session_state.get('recipe_round', 0)}"
     drawn = _Table(place, plan, rows, folded(table, rows, opened, ticked), key)
-    _set_many(drawn, source, change)
+    _set_many(plan, ticked, source, change)
     _editor(drawn, opened, change, fresh)
 
 
@@ -144,20 +151,21 @@ def _editor(drawn: _Table, opened: set[int], change: Change, fresh: Fresh) -> No
                 key="recipe_open_all",
                 type="tertiary",
                 on_click=_turn_all,
-                args=(drawn, opened, set() if is_open else layers, fresh),
+                args=(opened, set() if is_open else layers, fresh),
             )
 
 
 def _take_edits(drawn: _Table, change: Change, fresh: Fresh) -> None:
-    """Turn the edited rows into rules; called when a cell changes."""
+    """Keep the ticks, and turn the edited rows into rules; called when a cell changes."""
+    drawn.keep_ticks()
     try:
         entries = entry_edits(drawn.shown, drawn.rows, drawn.edits)
-        if not entries:
-            if any(set(edit) - {TICK} for edit in drawn.edits.values()):
-                fresh()  # a cell that stays as it was
-            return
-        drawn.keep_ticks()
-        change(with_codecs(session.recipe(), apply_edits(drawn.plan, entries)))
+        if entries:
+            change(with_codecs(session.recipe(), apply_edits(drawn.plan, entries)))
+        elif any(set(edit) - {TICK} for edit in drawn.edits.values()):
+            fresh()  # a cell that stays as it was
+        elif shows_other_ticks(drawn.rows, drawn.ticked, drawn.edits):
+            fresh()  # as ticked by a later edit of the layer or of a projection
     except DersError as error:
         st.session_state["recipe_error"] = str(error)
         fresh()
@@ -167,21 +175,18 @@ def _turn(drawn: _Table, opened: set[int], fresh: Fresh) -> None:
     """Open or close the layer whose button was pressed."""
     click = st.session_state[f"{drawn.key}_open"]
     opened ^= {drawn.rows[click["row"]].layer}
-    drawn.keep_ticks()
     fresh()
 
 
-def _turn_all(drawn: _Table, opened: set[int], layers: set[int], fresh: Fresh) -> None:
+def _turn_all(opened: set[int], layers: set[int], fresh: Fresh) -> None:
     opened.clear()
     opened |= layers
-    drawn.keep_ticks()
     fresh()
 
 
-def _set_many(drawn: _Table, source: Checkpoint, change: Change) -> None:
-    """One codec for many groups at once: those that are ticked, or of some layers and
-    projections."""
-    plan, ticked = drawn.plan, drawn.ticked
+def _set_many(plan: Plan, ticked: set[int], source: Checkpoint, change: Change) -> None:
+    """One codec for many groups at once: those that are ticked, or of some layers and projections.
+    ticked: numbers of the plan's entries."""
     with st.container(border=True), st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = ticked or _chosen_groups(plan, source)
         label = kept.field(
@@ -216,7 +221,6 @@ def _set_many(drawn: _Table, source: Checkpoint, change: Change) -> None:
                 for each in chosen:
                     key = plan.entries[each].key
                     codecs[key] = codec_from(label, value, codecs[key], gain)
-                drawn.keep_ticks()
                 change(with_codecs(session.recipe(), codecs))
             except DersError as error:
                 st.session_state["recipe_error"] = str(error)

@@ -37,6 +37,10 @@ class Row:
     def is_layer(self) -> bool:
         return len(self.numbers) > 1
 
+    def is_ticked(self, ticked: Collection[int]) -> bool:
+        """ticked: numbers of entries; a layer is ticked if all of its projections are."""
+        return set(self.numbers) <= set(ticked)
+
 
 def open_at_first(plan: Plan) -> set[int]:
     """Layers whose projections are shown until a person opens or closes one."""
@@ -74,7 +78,7 @@ def folded(
         button = (OPENED if row.layer in opened else CLOSED) if row.is_layer else None
         shown.append(
             {
-                TICK: set(row.numbers) <= set(ticked),
+                TICK: row.is_ticked(ticked),
                 OPEN: button,
                 "layer": row.layer,
                 "projection": f"all {len(names)}" if row.is_layer else names[0],
@@ -115,11 +119,24 @@ def entry_edits(
     return entries
 
 
-def ticked_entries(shown: pd.DataFrame, rows: Sequence[Row], edits: Edits) -> set[int]:
-    """Numbers of the entries whose row is ticked, or the row of their layer."""
-    return {
-        entry
-        for number, row in enumerate(rows)
-        if edits.get(number, {}).get(TICK, shown[TICK].iloc[number])
-        for entry in row.numbers
-    }
+def ticks_after(rows: Sequence[Row], ticked: Collection[int], edits: Edits) -> set[int]:
+    """Numbers of the entries that are ticked after the edits; entries of rows whose tick did not
+    change stay as they are. ticked: numbers before."""
+    after = set(ticked)
+    for number, tick in sorted(_ticks(edits).items()):
+        row = rows[number]
+        if tick == row.is_ticked(ticked):
+            continue
+        after = after | set(row.numbers) if tick else after - set(row.numbers)
+    return after
+
+
+def shows_other_ticks(rows: Sequence[Row], ticked: Collection[int], edits: Edits) -> bool:
+    """Whether a row that was edited shows another tick than its entries have: a later edit, of its
+    layer or of a projection, changed them. ticked: numbers of entries."""
+    return any(tick != rows[number].is_ticked(ticked) for number, tick in _ticks(edits).items())
+
+
+def _ticks(edits: Edits) -> dict[int, bool]:
+    """Row -> its tick, of the rows whose tick was edited."""
+    return {number: bool(edit[TICK]) for number, edit in edits.items() if TICK in edit}

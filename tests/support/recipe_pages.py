@@ -1,8 +1,12 @@
-"""The Recipe page in a test: the recipe in its text field."""
+"""The Recipe page in a test: the recipe in its text field, and edits of its table."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Dataframe
 
 from ders_core.recipe import Recipe
 
@@ -11,3 +15,18 @@ def recipe_of(app: AppTest) -> Recipe:
     text = next(area for area in app.text_area if area.label == "YAML").value
     assert text is not None
     return Recipe.from_yaml(text)
+
+
+def groups_editor(app: AppTest) -> Dataframe:
+    """The table of groups."""
+    return next(each for each in app.data_editor if "recipe_editor" in str(each.key))
+
+
+def edit_groups(app: AppTest, edits: Mapping[int, Mapping[str, object]]) -> None:
+    """Send edits of the table of groups, as a browser does: row -> {column: value}, all of them
+    since the table was drawn anew."""
+    states = app._tree.get_widget_states()
+    edited = {"edited_rows": dict(edits), "added_rows": [], "deleted_rows": []}
+    states.widgets.add(id=groups_editor(app).proto.id, string_value=json.dumps(edited))
+    app._run(states)
+    assert not app.exception

@@ -12,6 +12,7 @@ from support.stored_results import QUALITY
 from support.synthetic_scores import synthetic_scores
 
 from ders_core.evaluate.domains import Domain
+from ders_core.figures.pilot import pilot_html
 from ders_core.pipeline.quality import Quality
 from ders_core.tune.allocate import Solver
 from ders_core.tune.frontier import frontier
@@ -91,6 +92,18 @@ def test_the_smallest_safe_one_is_recommended() -> None:
     none = pilot_of(point(300, 0.05))
     assert none.recommended is None
     assert "600 B" in none.sentence  # without loss
+
+
+def test_a_size_that_was_measured_to_be_unsafe_is_not_called_safe() -> None:
+    safe, unsafe = point(300, 0.001), point(200, 0.05)
+    assert [each.label for each in (safe, unsafe)] == [
+        "predicted safe, 300 B",
+        "predicted safe, 200 B",
+    ]
+    assert not unsafe.is_safe
+    page = pilot_html(pilot_of(safe, unsafe))
+    assert "measured, predicted safe" in page
+    assert ">safe, 200 B" not in page
 
 
 def test_every_risk_names_a_fallback() -> None:

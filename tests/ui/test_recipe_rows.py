@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 from support.messages import raises_saying
-from support.recipe_pages import recipe_of
+from support.recipe_pages import edit_groups, groups_editor, recipe_of
 from support.studio_pages import on, opened
 
 from ders_core.codecs import Quantized
@@ -22,7 +22,8 @@ from ders_core.ui.recipe_rows import (
     entry_edits,
     folded,
     rows_of,
-    ticked_entries,
+    shows_other_ticks,
+    ticks_after,
 )
 from ders_core.ui.recipe_table import table
 
@@ -56,7 +57,7 @@ def test_an_edit_of_a_layer_is_one_of_each_projection(plan: Plan) -> None:
         **{number: {"codec": "entropy"} for number in (3, 4, 5)},
         2: {"strength": 3},
     }
-    assert ticked_entries(shown, rows, edits) == {0, 3, 4, 5}
+    assert ticks_after(rows, set(), edits) == {0, 3, 4, 5}
     assert entry_edits(shown, rows, {0: {"codec": SEVERAL}}) == {}
     with raises_saying(CodecError, "layer 0", "several codecs"):
         entry_edits(shown, rows, {0: {"strength": 3}})
@@ -78,3 +79,49 @@ def test_ticked_rows_are_set_at_once_and_stay_ticked(app: AppTest, mixtral_dir: 
         for projection in ("gate", "up", "down"):
             codec = recipe.group_codec(layer, projection, 4).codec
             assert (codec == Quantized(bits=8)) == ((layer, projection) in keys)
+
+
+def test_the_tick_that_was_edited_last_counts(plan: Plan) -> None:
+    rows = rows_of(plan, {0})
+    layer: Edits = {0: {"tick": True}}
+    assert ticks_after(rows, {4}, layer) == {0, 1, 2, 4}  # of a layer that is closed, too
+    assert not shows_other_ticks(rows, {0, 1, 2, 4}, layer)
+    without_up: Edits = {0: {"tick": True}, 2: {"tick": False}}
+    assert ticks_after(rows, {0, 1, 2}, without_up) == {0, 2}
+    assert shows_other_ticks(rows, {0, 2}, without_up)
+    assert ticks_after(rows, {0, 1, 2}, {0: {"tick": False}}) == set()
+
+
+def said_and_ticked(app: AppTest) -> tuple[str, list[bool]]:
+    """What the button says, and the ticks of the rows of layer 0."""
+    label = app.button(key="set_apply").label
+    return label, groups_editor(app).value["tick"].tolist()[:4]
+
+
+def test_a_row_that_is_unticked_is_not_set(app: AppTest, mixtral_dir: Path) -> None:
+    on(opened(app, mixtral_dir), "recipe")
+    edit_groups(app, {0: {"tick": True}})
+    assert said_and_ticked(app) == ("Set 3 ticked groups", [True] * 4)
+    edit_groups(app, {0: {"tick": True}, 2: {"tick": False}})
+    assert said_and_ticked(app) == ("Set 2 ticked groups", [False, True, False, True])
+    edit_groups(app, {2: {"tick": True}})
+    assert said_and_ticked(app) == ("Set 3 ticked groups", [True] * 4)
+    edit_groups(app, {2: {"tick": True}, 0: {"tick": False}})
+    assert said_and_ticked(app) == ("Set 6 groups", [False] * 4)
+
+
+def test_ticks_outlast_whatever_draws_the_table_anew(app: AppTest, mixtral_dir: Path) -> None:
+    on(opened(app, mixtral_dir), "recipe")
+    only_up = ("Set 1 ticked group", [False, False, True, False])
+    edit_groups(app, {2: {"tick": True}})
+    edit_groups(app, {2: {"tick": True}, 0: {"codec": SEVERAL}})  # changes nothing
+    assert said_and_ticked(app) == only_up
+    app.button(key="recipe_open_all").click().run()
+    assert said_and_ticked(app)[0] == only_up[0]
+    assert len(groups_editor(app).value) == 2
+    app.button(key="set_apply").click().run()
+    app.button(key="recipe_open_all").click().run()
+    assert said_and_ticked(app) == only_up
+    edit_groups(app, {2: {"tick": False}})
+    app.button(key="recipe_undo").click().run()
+    assert said_and_ticked(app) == ("Set 6 groups", [False] * 4)

@@ -19,6 +19,7 @@ from ders_core.pipeline.plan import resolve
 from ders_core.tune.allocate import Allocation, solve
 from ders_core.tune.bounds import Bound
 from ders_core.tune.demand import constraints_of, demanded_bound
+from ders_core.tune.scores import Scores
 from ders_core.tune.uniform import one_knob
 from ders_core.tune.written import as_recipe
 from ders_core.ui.tune.solutions import SIZES, outlook, smallest
@@ -112,6 +113,30 @@ def test_a_move_of_the_slider_solves_again(app: AppTest, mixtral_dir: Path, kept
     assert len(app.get("plotly_chart")) >= 2
 
 
+def test_the_least_size_is_asked_for_until_the_slider_is_moved(
+    app: AppTest,
+    mixtral_dir: Path,
+    workspace: Workspace,
+    kept: Kept,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_text(workspace.path / "typed.json", '[["tune_bound", "KL", null]]')
+    asked = []
+
+    def found(version: str, wish: Wish, bound: Bound, scores: Scores) -> None:
+        asked.append(bound)
+
+    monkeypatch.setattr("ders_core.ui.tune.explorer.smallest", found)
+    on(opened(app, mixtral_dir), "tune")
+    assert asked
+    assert app.slider(key="tune_size").value == outlook("asked", Wish(), kept.scores).start
+    app.slider(key="tune_size").set_value(40.0).run()
+    asked.clear()
+    app.slider(key="tune_size").set_value(60.0).run()
+    assert not app.exception
+    assert not asked
+
+
 def codecs(found: Allocation) -> list[str]:
     return [
         "none" if each.candidate is None else each.candidate.codec.label for each in found.chosen
@@ -172,7 +197,13 @@ def test_the_frontier_falls_from_the_least_size_to_no_loss(kept: Kept) -> None:
     assert sizes.least <= sizes.start <= sizes.most
     wish, bound = Wish(keep=(1,)), demanded_bound(None, None, "4%")
     within = solve(scores, bound, constraints=wish.constraints).nbytes / scores.bytes_total
-    assert within <= smallest("frontier", wish, bound, scores) / 100 <= within + 0.001
+    least_percent = smallest("frontier", wish, bound, scores)
+    assert least_percent is not None
+    assert within <= least_percent / 100 <= within + 0.001
+    impossible = demanded_bound(None, 1e-6, None)
+    assert (
+        smallest("frontier", Wish(friendly=True, pin=("0=quantized",)), impossible, scores) is None
+    )
     for share in (0.3, 0.5):
         rival = one_knob(scores, share * scores.bytes_total)
         assert sizes.knob_within(share) == (None if rival is None else rival.predicted_kl)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,9 @@ SAFE_KL = 0.01
 is then about 1 % higher."""
 
 Role = Literal["safe", "aggressive"]
+
+CHOSEN_AS: Mapping[Role, str] = {"safe": "predicted safe", "aggressive": "aggressive"}
+"""As reports say it; whether a size is safe is measured afterwards."""
 
 
 class _Plain(BaseModel):
@@ -37,8 +41,8 @@ class Point(_Plain):
 
     @property
     def label(self) -> str:
-        """Its role and size, in a few words."""
-        return f"{self.role}, {bytes_text(self.measured.nbytes)}"
+        """What it was chosen as and its size, in a few words."""
+        return f"{CHOSEN_AS[self.role]}, {bytes_text(self.measured.nbytes)}"
 
     @property
     def most_kl(self) -> float:

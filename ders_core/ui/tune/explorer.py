@@ -25,6 +25,9 @@ from ders_core.ui.tune.tables import groups_table, units_table
 from ders_core.ui.tune.wish import Wish, wish_fields
 from ders_core.units import bytes_text, share_text
 
+SIZE = "tune_size"
+"""Key of the slider."""
+
 COST = (
     "What the matrix's own errors cost, in nats a token, as predicted. What meets errors of "
     "others, such as choices of experts that tip, is in the total only."
@@ -43,7 +46,7 @@ def explorer(source: Checkpoint, known: Known, measured: pd.DataFrame) -> None:
             wish = _wish(source, scores)
         sizes = outlook(known.version, wish, scores)
         with top:
-            percent = _slider(source, _asked(known, wish, sizes), sizes)
+            percent = _slider(source, _start(source, known, wish, sizes), sizes)
         found = allocation(known.version, wish, percent, scores)
     except DersError as error:
         with top:
@@ -94,7 +97,7 @@ def _slider(source: Checkpoint, start: float, sizes: Outlook) -> float:
     return kept.field(
         st.slider,
         "Size of the file, % of original",
-        key="tune_size",
+        key=SIZE,
         start=start,
         of=source.path,
         min_value=sizes.least,
@@ -105,15 +108,17 @@ def _slider(source: Checkpoint, start: float, sizes: Outlook) -> float:
     )
 
 
-def _asked(known: Known, wish: Wish, sizes: Outlook) -> float:
-    """What the form asks for in percent of the original: its budget where that is a size of the
-    file, or the least size within its KL."""
+def _start(source: Checkpoint, known: Known, wish: Wish, sizes: Outlook) -> float:
+    """Of the slider: what the form asks for in percent of the original, its budget where that is a
+    size of the file, or the least size within its KL. Not asked for once a person moved it."""
+    if kept.value(SIZE, None, source.path) is not None:
+        return sizes.start
     scores = known.scores
     assert scores is not None, "it was scored with"
     try:
         bound = checked_bound(typed_bound())
         if bound.measure == "kl":
-            percent = smallest(known.version, wish, bound, scores)
+            percent = smallest(known.version, wish, bound, scores) or sizes.start
         elif bound.measure == "share":
             percent = round(100 * bound.most, 1)
         elif bound.measure == "bytes":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from ders_core.errors import RecipeError
 from ders_core.later import pd
 from ders_core.tune.allocate import Allocation, Solver
 from ders_core.tune.bounds import Bound
@@ -95,11 +96,15 @@ def allocation(version: str, wish: Wish, percent: float, _scores: Scores) -> All
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)
-def smallest(version: str, wish: Wish, bound: Bound, _scores: Scores) -> float:
-    """The least size that keeps to a KL, in percent of the original, up to a step of the slider.
-    Raises RecipeError if there is none."""
+def smallest(version: str, wish: Wish, bound: Bound, _scores: Scores) -> float | None:
+    """The least size that keeps to a KL, in percent of the original, up to a step of the slider;
+    None if none does, which is kept too."""
     solver = Solver(_scores, "kl", constraints=wish.constraints, friendly=wish.friendly)
-    return _up(100 * solver.solve(bound).nbytes / _scores.bytes_total)
+    try:
+        found = solver.solve(bound)
+    except RecipeError:
+        return None
+    return _up(100 * found.nbytes / _scores.bytes_total)
 
 
 def _up(percent: float) -> float:

@@ -1,0 +1,52 @@
+"""The Export page: what may be typed as a directory, and runs whose files were replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+from support.stored_results import PARAMETERS, RESULTS
+from support.studio_pages import on, words
+
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.claims import Claims
+
+
+@pytest.fixture
+def run(workspace: Workspace, mixtral_dir: Path) -> int:
+    """Number of a finished run in whose place an original lies."""
+    number = JobStore(workspace.store_path).submit("run", PARAMETERS["run"], "small").id
+    claim = Claims(workspace.store_path, "me").claim()
+    assert claim is not None
+    claim.complete(RESULTS["run"][0] | {"packed": str(mixtral_dir)})
+    return number
+
+
+def test_a_result_that_was_replaced_by_an_original_is_told(app: AppTest, run: int) -> None:
+    on(app.run(), "export")
+    assert "not packed any more" in words(app)
+
+
+def test_a_directory_is_taken_as_it_was_typed(
+    app: AppTest, workspace: Workspace, run: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(workspace.path))
+    on(app.run(), "export")
+    field = f"out_packed_{run}"
+    for typed, said in (("s3://bucket/x", "elsewhere"), ("~nobody-here/x", "nobody-here")):
+        app.text_input(key=field).set_value(typed).run()
+        app.button(key="export_packed").click().run()
+        assert said in app.error[0].value
+    whole = workspace.path / "whole"
+    meant = {
+        "~/at-home": workspace.path / "at-home",
+        "named": workspace.exports / "named",
+        str(whole): whole,
+    }
+    for typed in meant:
+        app.text_input(key=field).set_value(typed).run()
+        app.button(key="export_packed").click().run()
+        assert not app.error
+    jobs = JobStore(workspace.store_path).list(kind="export")
+    assert {job.spec["out"] for job in jobs} == {str(path) for path in meant.values()}
