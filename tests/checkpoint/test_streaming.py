@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.checkpoint.piece_buffers import PieceBuffer
 from ders_core.checkpoint.side_by_side import _Free
 from ders_core.checkpoint.streaming import (
-    MATRICES,
     SLABS,
     each_matrix,
     each_slab,
@@ -219,7 +219,7 @@ def test_memory_that_no_expert_needs_any_more_is_free_at_once(
         return buffers._account.in_use
 
     in_use = [number for _, number in each_matrix(group, work, 2, seen=lambda weight: None)]
-    assert in_use[0] == 3 * nbytes
+    assert max(in_use) <= 3 * nbytes  # borrowed as they are read into
     assert in_use[6] == nbytes
     assert buffers._account.in_use == 0
 
@@ -232,18 +232,21 @@ def test_memory_that_was_held_is_free_once_its_expert_is_done(
     group = held(group_of(tmp_path / "a.safetensors", np.zeros((5, 8, 4), np.float32)))
     nbytes = 8 * 4 * 4
     in_use = [used for _, used in each_matrix(group, lambda *_: buffers._account.in_use)]
-    assert in_use == [(MATRICES + left) * nbytes for left in (5, 4, 3, 2, 1)]
+    assert in_use == [left * nbytes for left in (5, 4, 3, 2, 1)]
 
 
 def test_a_buffer_that_is_free_keeps_no_piece_that_lies_elsewhere() -> None:
     with ExitStack() as memory:
         buffer = PieceBuffer((2,), torch.float32, torch.device("cpu"), memory)
         free, elsewhere = _Free([buffer], users=1, uses=2), torch.zeros(2)
-        buffer.fill(lambda memory, expert: elsewhere, 0)
+        buffer.fill(lambda lend, expert: elsewhere, 0)
         assert free.take() is buffer
         assert buffer.take() is elsewhere
+        piece = ref(elsewhere)
+        del elsewhere
+        assert piece() is not None
         free.give_back(buffer)
-        assert buffer.take() is not elsewhere
+        assert piece() is None
 
 
 def test_an_expert_that_fails_ends_the_others(tmp_path: Path) -> None:
