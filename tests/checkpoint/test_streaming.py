@@ -238,12 +238,11 @@ def test_memory_that_was_held_is_free_once_its_expert_is_done(
 def test_a_buffer_that_is_free_keeps_no_piece_that_lies_elsewhere() -> None:
     with ExitStack() as memory:
         buffer = PieceBuffer((2,), torch.float32, torch.device("cpu"), memory)
-        free, elsewhere = _Free([buffer], users=1, uses=2), torch.zeros(2)
-        buffer.fill(lambda lend, expert: elsewhere, 0)
+        free, elsewhere = _Free([buffer], users=1, uses=2), [torch.zeros(2)]
+        buffer.fill(lambda lend, expert: elsewhere[expert], 0)
         assert free.take() is buffer
-        assert buffer.take() is elsewhere
-        piece = ref(elsewhere)
-        del elsewhere
+        assert buffer.take() is elsewhere[0]
+        piece = ref(elsewhere.pop())
         assert piece() is not None
         free.give_back(buffer)
         assert piece() is None
