@@ -12,7 +12,7 @@ from ders_core.later import torch
 T = TypeVar("T")
 Shape = tuple[int, ...]
 
-Lend = Callable[[], torch.Tensor]
+Lend = Callable[[], "torch.Tensor"]
 """Lends memory of a piece's shape, the same one whenever it is asked."""
 
 
