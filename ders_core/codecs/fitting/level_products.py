@@ -186,19 +186,17 @@ class DenseLevels(LevelMatrix):
 
     @cached_property
     def _planes(self) -> RoutedPlanes | None:
-        """With the level nearest to zero in common; None where levels are not evenly spaced, or the
-        shape does not fill what loops take."""
+        """None where levels are not evenly spaced, or the shape does not fill what loops take."""
         levels = self.levels[: self.count].double()
         step = float(levels[-1] - levels[0]) / max(self.count - 1, 1)
         even = levels[0] + step * torch.arange(self.count, dtype=torch.float64)
         if step <= 0 or float((levels - even).abs().max()) > MOST_UNEVEN * levels.abs().max():
             return None
         lines = Lines((self._all_steps[0] * step).view(1, -1, 1), None)
-        common, places = int(levels.abs().argmin()), torch.arange(self.count)
-        apart = places - common if levels[common] == 0 else levels / step
+        zero, places = int(levels.abs().argmin()), torch.arange(self.count)
+        apart = places - zero if levels[zero] == 0 else levels / step
         codes, table = self.codes.unsqueeze(0), Levels(apart.float(), uniform=True)
-        given = codes, self.bits, lines, table, self._blocks, self.shape
-        return RoutedPlanes.of(*given, common)
+        return RoutedPlanes.of(codes, self.bits, lines, table, self._blocks, self.shape)
 
     def multiply(
         self, x: np.ndarray, y: np.ndarray, column: int, inputs: np.ndarray, outputs: np.ndarray

@@ -47,14 +47,15 @@ class RoutedPlanes(RoutedDeltas):
         levels: Levels,
         blocks: Blocks,
         shape: tuple[int, int],
-        common: int = 0,
     ) -> RoutedPlanes | None:
         """None unless levels are 1 apart, and blocks are of whole bytes and fill rows. lines: of
         all experts."""
         fills = blocks.size * blocks.count == shape[1] and blocks.size % BYTE == 0
         if not levels.uniform or not fills or not min(shape):
             return None
-        return cls(codes, bits, lines.scale, lines.offset, float(levels.table[0]), common)
+        start = float(levels.table[0])
+        nearest = min(max(round(-start), 0), (1 << bits) - 1)
+        return cls(codes, bits, lines.scale, lines.offset, start, nearest)
 
     @property
     def most_pairs(self) -> int:

@@ -90,7 +90,7 @@ def tune_form(
     if calibration is None:
         trusted = trust_switch(source, "tune_trust")
     if layers:
-        with st.container(horizontal=True, vertical_alignment="bottom"):
+        with st.container(horizontal=True):
             wish_fields(source, layers)
     if not st.button(
         "Tune", key="tune_start", type="primary", icon=":material/tune:", disabled=is_running
