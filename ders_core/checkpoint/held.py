@@ -78,7 +78,8 @@ class HeldMatrix(Matrix):
         return memory[first : max(first, last)]
 
     def turned(self) -> Matrix:
-        raise NotImplementedError("a matrix that is held is read by rows")
+        """The transpose, which is read from the file."""
+        return self.whole.turned()
 
     @property
     def lies_across(self) -> bool:
