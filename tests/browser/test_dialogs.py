@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import BrowserContext, expect
 from support.browsing import drawn
-from support.job_waits import STILLNESS
 from support.large_workspaces import fill_with_runs
 from support.studio_process import Studio
 
@@ -30,7 +29,6 @@ def test_a_run_is_deleted_after_its_dialog(
     file.parent.mkdir(parents=True)
     file.write_bytes(bytes(123_000))
     page = visit(viewport={"width": 1280, "height": 900}).new_page()
-    page.set_default_timeout(1000 * STILLNESS)
     drawn(page, f"{studio.address}/runs?compared={doomed.id}")
     delete = page.locator(f".st-key-delete_{doomed.id} button")
 

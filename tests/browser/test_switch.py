@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import BrowserContext, WebSocketRoute, expect
-from support.job_waits import STILLNESS
+from support.browsing import COMPUTED
 from support.studio_process import Studio
 
 from ders_core.ui.frame import REFRESH_SECONDS, page_in_address
@@ -42,11 +42,10 @@ def test_a_page_stays_that_a_late_refresh_would_empty(
     """The browser hears late that the app went to another page; meanwhile it asks for a refresh of
     the one that it shows."""
     page, line = visit().new_page(), SlowLine()
-    page.set_default_timeout(1000 * STILLNESS)
     page.route_web_socket("**/*", line.join)
     page.goto(studio.address)
     page.get_by_role("button", name="Try the demo").click()
-    expect(page.locator(".js-plotly-plot")).not_to_have_count(0)
+    expect(page.locator(".js-plotly-plot")).not_to_have_count(0, timeout=COMPUTED)
     page.get_by_test_id("stTopNavLink").get_by_text("Checkpoint", exact=True).click()
     expect(page.get_by_test_id("stMain").get_by_text("8 experts × 4 layers")).to_be_visible()
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from support.accessibility import OF_COLOURS, grave_findings
-from support.browsing import drawn
+from support.browsing import COMPUTED, drawn
 from support.ended_jobs import add_ended
-from support.job_waits import STILLNESS, wait_for_job
+from support.job_waits import wait_for_job
 from support.studio_process import Studio
 
 from ders_core.analysis import Analysis, judge
@@ -65,7 +65,6 @@ def calm(page: Page) -> None:
 def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio: Studio) -> None:
     context = visit(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(1000 * STILLNESS)
     page.goto(studio.address)
 
     # Nothing is open; a path outside the roots is refused with a sentence.
@@ -77,7 +76,7 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
 
     # One click opens the demo that comes with the studio, and shows how alike its experts are.
     page.get_by_role("button", name="Try the demo").click()
-    expect(page.get_by_text("Colour of the map").first).to_be_visible()
+    expect(page.get_by_text("Colour of the map").first).to_be_visible(timeout=COMPUTED)
     assert studio.store.list() == []  # nothing was trained, and no analysis was asked for
     expect(page.get_by_text("The experts share one start").first).to_be_visible()
     expect(page.locator(".js-plotly-plot")).not_to_have_count(0)
@@ -109,7 +108,6 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     # The browser goes away and comes back: the demo is open, and the first page answers.
     page.close()
     page = context.new_page()
-    page.set_default_timeout(1000 * STILLNESS)
     page.goto(studio.address)
     main = page.get_by_test_id("stMain")
     expect(main.get_by_text("8 experts × 4 layers, top-2.")).to_be_visible()
@@ -149,7 +147,6 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     expect(page.get_by_test_id("stMain").get_by_test_id("stProgress").first).to_be_visible()
     page.close()  # the browser goes away; the worker goes on
     page = context.new_page()
-    page.set_default_timeout(1000 * STILLNESS)
     page.goto(f"{studio.address}/runs")
     result = wait_for_job(studio, "run").result or {}
     expect(page.get_by_text("Finished runs")).to_be_visible()
@@ -163,7 +160,6 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     # What was opened and what ran is there in a new session too.
     page.close()
     page = context.new_page()
-    page.set_default_timeout(1000 * STILLNESS)
     page.goto(f"{studio.address}/export")
     expect(page.get_by_text("Packed DeRS checkpoint")).to_be_visible()
     with page.expect_download() as download:
@@ -185,7 +181,7 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     page.get_by_role("combobox", name="Model directory").fill(str(out))
     page.get_by_text(f"Add: {out}").or_(page.get_by_role("option", name=str(out))).first.click()
     page.locator(".st-key-open button").click()
-    expect(page.get_by_text("Packed: ")).to_be_visible()
+    expect(page.get_by_text("Packed: ")).to_be_visible(timeout=COMPUTED)
     go(page, "Redundancy")
     page.get_by_role("button", name="Analyse").click()
     wait_for_job(studio, "analyze")
@@ -209,7 +205,6 @@ def test_pages_fit_their_window_and_can_be_read(
         add_ended(studio.store, "compare", original=runs[0].spec["checkpoint"], models=models)
         add_ended(studio.store, "push")
     page = visit(color_scheme="light").new_page()
-    page.set_default_timeout(1000 * STILLNESS)
     missing: list[str] = []
     told: list[str] = []
     page.on("response", lambda got: missing.append(got.url) if got.status >= 400 else None)

@@ -314,14 +314,6 @@ def test_what_autograd_tracks_and_odd_dtypes_take_the_plain_path() -> None:
     assert torch.equal(difference(wide, wide.float()), torch.zeros(8, 16))
 
 
-def test_kept_machine_code_is_that_of_all_parts() -> None:
-    """numba looks at the file of a loop alone."""
-    from ders_core.compute.kernels.scales import best_scales
-
-    stamp = str(best_scales._cache._cache_file._source_stamp)  # type: ignore[attr-defined]
-    assert all(name in stamp for name in ("scales.py", "sums.py", "levels.py", "loop.py"))
-
-
 @pytest.mark.parametrize("bits", [1, 2, 8])
 @pytest.mark.parametrize("rows", [3, 24])
 def test_zeros_of_either_sign_have_a_scale_of_plus_zero(bits: int, rows: int) -> None:

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
-from support.browsing import chromium, visits
+from support.browsing import PATIENCE, chromium, visits
 from support.hostile_workspace import LONG_NAME, NAME, RECIPE, hostile_workspace
-from support.job_waits import STILLNESS, wait_for_job
+from support.job_waits import wait_for_job
 from support.studio_process import Studio, running_studio
 
 pytestmark = pytest.mark.timeout(3600)
@@ -291,7 +291,6 @@ def test_foreign_names_are_shown_as_they_are(
     page = context.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.set_default_timeout(1000 * STILLNESS)
     page.goto(studio.address)
     for name in PAGES:
         text = settled(page, name)
@@ -314,7 +313,6 @@ def test_a_repair_is_started_among_foreign_names(
     """The form refuses a text that is not there, files one that is, and the page tells what became
     of it: the packed checkpoint is gone."""
     page = visit(viewport={"width": 1280, "height": 900}).new_page()
-    page.set_default_timeout(1000 * STILLNESS)
     page.goto(studio.address)
     settled(page, "Runs")
     before = {job.id for job in studio.store.list(kind="repair")}
@@ -353,7 +351,7 @@ def test_the_browser_is_let_in_by_the_address_and_by_the_field(
 ) -> None:
     with browser.new_context() as context:
         page = context.new_page()
-        page.set_default_timeout(1000 * STILLNESS)
+        page.set_default_timeout(PATIENCE)
         page.goto(f"{studio.address}/runs")
         expect(page.get_by_text("DeRS Studio")).to_be_visible()
         assert page.get_by_test_id("stApp").count() == 0

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
-from support.job_waits import STILLNESS
 from support.missing import missing
 from support.studio_process import Studio
 
@@ -21,6 +20,12 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+PATIENCE = 60_000.0
+"""Milliseconds in which a page must show what a test looks for, however busy the machine is."""
+
+COMPUTED = 10 * PATIENCE
+"""The same for what a process beside the studio computes first; it imports torch for that."""
 
 REFERENCES = "[...document.querySelectorAll('[src], link[href]')].map(e => e.src || e.href)"
 """What a document loads, its icon too, which a browser without a window does not fetch."""
@@ -45,7 +50,7 @@ def chromium() -> Iterator[Browser]:
     executable = next((path for name in names if (path := shutil.which(name))), None)
     if executable is None:
         missing("no Chromium on this machine: the pages were NOT tested in a real browser")
-    expect.set_options(timeout=1000 * STILLNESS)  # milliseconds; the machine may be busy
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
@@ -81,6 +86,7 @@ def visits(browser: Browser, studio: Studio) -> Iterator[Callable[..., BrowserCo
     def new_context(**options: Any) -> BrowserContext:
         contexts.append(browser.new_context(**options))
         contexts[-1].on("page", watch)
+        contexts[-1].set_default_timeout(PATIENCE)
         contexts[-1].add_init_script(STILL)
         assert contexts[-1].request.get(studio.door).ok  # the context has the cookie now
         return contexts[-1]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
+
+IMPORTED = re.compile(r"compute\.kernels(?:\.(\w+)| import (?:([\w, ]+)|\(([\w,\s]+)\)))")
+"""Modules of this package, where another one imports them."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -22,7 +27,7 @@ def loop(function: Function) -> Function:
     # numba compiles again where the loop's own file has changed; parts of it are in other files
     try:
         kept = compiled._cache._cache_file
-        kept._source_stamp = (kept._source_stamp, _stamps())
+        kept._source_stamp = stamps(Path(function.__code__.co_filename))
     except AttributeError:  # a numba that keeps machine code in another way
         return part_apart(function)
     return compiled  # type: ignore[no-any-return]
@@ -41,8 +46,20 @@ def part_apart(function: Function) -> Function:
     return compiled
 
 
+def stamps(file: Path) -> tuple[tuple[str, str], ...]:
+    """Name and SHA-256 of a file with loops, and of every file whose parts are in them. They are
+    the same in every copy of the package, whenever it was made."""
+    names, new = {file.stem}, {file.stem}
+    while new:
+        new = {imported for name in new for imported in _read(file.parent, name)[1]} - names
+        names |= new
+    return tuple((name, _read(file.parent, name)[0]) for name in sorted(names))
+
+
 @cache
-def _stamps() -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of every file with loops or parts of them."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return tuple((file.name, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
+def _read(folder: Path, name: str) -> tuple[str, frozenset[str]]:
+    """SHA-256 of a file of the folder, and names of files there that it imports."""
+    text = (folder / f"{name}.py").read_text(encoding="utf-8")
+    words = " ".join(" ".join(groups) for groups in IMPORTED.findall(text)).replace(",", " ")
+    files = {word if (folder / f"{word}.py").exists() else "__init__" for word in words.split()}
+    return sha256(text.encode()).hexdigest(), frozenset(files)

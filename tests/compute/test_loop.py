@@ -1,0 +1,79 @@
+"""Machine code of loops is kept for as long as all that it was made of is the same."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from ders_core.compute import kernels
+from ders_core.compute.kernels.loop import stamps
+
+PACKAGE = kernels.__name__
+FOLDER = Path(str(kernels.__file__)).parent
+FILES = sorted(FOLDER.glob("*.py"))
+
+
+@cache
+def imports(file: Path) -> set[str]:
+    """Names of files of the folder, as Python itself reads the import statements."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            whole = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            whole = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in whole:
+            below = name.removeprefix(f"{PACKAGE}.")
+            if name != below and (FOLDER / f"{below}.py").is_file():
+                found.add(below)
+    return found
+
+
+def reached(file: Path) -> set[str]:
+    found: set[str] = set()
+    left = [file.stem]
+    while left:
+        if (name := left.pop()) not in found:
+            found.add(name)
+            left += imports(FOLDER / f"{name}.py")
+    return found
+
+
+def test_a_stamp_names_every_file_that_is_imported() -> None:
+    for file in FILES:
+        names = {name for name, _ in stamps(file)}
+        assert names - {"__init__"} == reached(file) - {"__init__"}, file.name
+
+
+def test_every_loop_is_kept_under_its_stamp() -> None:
+    """numba looks at the file of a loop alone."""
+    count = 0
+    for file in FILES:
+        module = import_module(f"{PACKAGE}.{file.stem}")
+        for loop in vars(module).values():
+            if getattr(loop, "__module__", None) == module.__name__ and hasattr(loop, "_cache"):
+                kept = getattr(loop._cache, "_cache_file", None)
+                if kept is not None:  # None of a part
+                    assert kept._source_stamp == stamps(file)
+                    assert loop.py_func.__closure__ is None  # which no stamp would know
+                    count += 1
+    assert count == sum(file.read_text().count("\n@loop\n") for file in FILES)
+
+
+def test_what_changes_is_compiled_again_and_nothing_else(tmp_path: Path) -> None:
+    copy = shutil.copytree(FOLDER, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pyc*"))
+    changed = shutil.copytree(copy, tmp_path / "changed")
+    with open(changed / "sums.py", "a") as sums:
+        sums.write("# another\n")
+    for file in FILES:
+        before = stamps(file)
+        assert stamps(copy / file.name) == before
+        is_same = stamps(changed / file.name) == before
+        assert is_same == ("sums" not in reached(file)), file.name
+    assert stamps(changed / "bitmaps.py") == stamps(FOLDER / "bitmaps.py")
+    assert stamps(changed / "scales.py") != stamps(FOLDER / "scales.py")
