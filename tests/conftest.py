@@ -20,14 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from support import forks
 
 from ders_core.files.content import CACHE_VARIABLE
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; read where triton is imported
+from ders_core.later import torch  # the process that deals tests needs none, and all wait for it
 
 TOGETHER = ("browser", "tune")
 """Folders whose files share what takes long to make: one process has all of their tests."""
@@ -43,6 +40,11 @@ LONGEST_FIRST = (
     "packed/test_original.py",
     "upcycle/test_training.py",
     "jobs/test_worker.py",
+    "hold/test_web_attacks.py",
+    "ui/test_without_torch.py",
+    "pipeline/test_predicted_on_demo.py",
+    "evaluate/test_tasks.py",
+    "hold/test_descriptors.py",
 )
 """What would keep one process busy after the others have run out of tests."""
 
@@ -61,9 +63,13 @@ TEXT = (
 )
 
 
-def pytest_configure() -> None:
-    """What test files import is no garbage."""
+def pytest_configure(config: pytest.Config) -> None:
+    """What test files import is no garbage. Kernels run on the CPU where there is no GPU; that is
+    read where triton is imported."""
     gc.disable()
+    deals = config.getoption("numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ
+    if not deals and not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
