@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from support.held_process import held
 from support.patched_checkpoints import MIXED, files
 
 from ders_core.codecs import Keep, Quantized
@@ -235,20 +231,8 @@ def test_a_killed_apply_leaves_no_output(packed: Path, other: Path, tmp_path: Pa
     """SIGKILL in the midst of writing; the next try succeeds."""
     export(packed, tmp_path / "patch", "patch")
     out = tmp_path / "out"
-    program = (
-        "import sys, time\n"
-        "from ders_core.packed.patch import apply_patch\n"
-        "def slow(done, total, message):\n"
-        "    print(message, flush=True)\n"
-        "    time.sleep(0.2)\n"
-        "apply_patch(*sys.argv[1:4], progress=slow)\n"
-    )
-    command = [sys.executable, "-c", program, str(other), str(tmp_path / "patch"), str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert "writing" in process.stdout.readline()
-        time.sleep(0.3)
-        os.kill(process.pid, signal.SIGKILL)
+    with held(apply_patch, other, tmp_path / "patch", out, word="writing", times=2):
+        assert not out.exists()
     assert not out.exists()
     apply_patch(other, tmp_path / "patch", out)
     assert files(out) == files(packed)

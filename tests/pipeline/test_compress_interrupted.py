@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +10,7 @@ from typing import TypeVar
 import pytest
 from safetensors.torch import load_file, save_file
 from support.compress_support import TWO_BITS, Snapshot, Steps, refused
+from support.held_process import held
 from support.messages import raises_saying
 
 from ders_core.errors import Cancelled, OutputError
@@ -88,26 +85,6 @@ def test_a_failing_task_leaves_the_others(
     assert snapshot(out) == snapshot(packed_dir)
 
 
-CHILD = """
-import sys, time
-from pathlib import Path
-from ders_core.pipeline.compress import compress
-from ders_core.recipe import Recipe
-
-source, out, recipe, word = sys.argv[1:]
-seen = 0
-
-def progress(done, total, message):
-    global seen
-    seen += word in message
-    if seen == 3:
-        print("holding", flush=True)
-        time.sleep(600)
-
-compress(source, out, Recipe.from_yaml(Path(recipe).read_text()), progress=progress)
-"""
-
-
 @pytest.mark.parametrize("word", ["encoded", "writing"])
 def test_killed_in_the_middle_and_resumed(
     word: str,
@@ -118,22 +95,10 @@ def test_killed_in_the_middle_and_resumed(
     snapshot: Snapshot,
 ) -> None:
     """A real process, really killed. While it lives, nobody else may write the same output."""
-    out, recipe = tmp_path / "place" / "out", tmp_path / "mix.yaml"
-    recipe.write_text(mix.to_yaml())
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(mixtral_dir), str(out), str(recipe), word],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    ) as child:
-        try:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "holding\n"
-            for resume in (False, True):
-                refused(OutputError, mixtral_dir, out, mix, out, "another process", resume=resume)
-        finally:
-            child.send_signal(signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL
+    out = tmp_path / "place" / "out"
+    with held(compress, mixtral_dir, out, mix, word=word, times=3):
+        for resume in (False, True):
+            refused(OutputError, mixtral_dir, out, mix, out, "another process", resume=resume)
     assert not out.exists()
     refused(OutputError, mixtral_dir, out, mix, partial_path(out), "--resume")
     compress(mixtral_dir, out, mix, resume=True)
