@@ -7,9 +7,13 @@ import shutil
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 from ders_core.compute import kernels
-from ders_core.compute.kernels.loop import stamps
+from ders_core.compute.kernels.loop import loop, stamps
 
 PACKAGE = kernels.__name__
 FOLDER = Path(str(kernels.__file__)).parent
@@ -55,12 +59,14 @@ def test_every_loop_is_kept_under_its_stamp() -> None:
     count = 0
     for file in FILES:
         module = import_module(f"{PACKAGE}.{file.stem}")
-        for loop in vars(module).values():
-            if getattr(loop, "__module__", None) == module.__name__ and hasattr(loop, "_cache"):
-                kept = getattr(loop._cache, "_cache_file", None)
+        for kept_loop in vars(module).values():
+            if getattr(kept_loop, "__module__", None) == module.__name__ and hasattr(
+                kept_loop, "_cache"
+            ):
+                kept = getattr(kept_loop._cache, "_cache_file", None)
                 if kept is not None:  # None of a part
                     assert kept._source_stamp == stamps(file)
-                    assert loop.py_func.__closure__ is None  # which no stamp would know
+                    assert kept_loop.py_func.__closure__ is None  # which no stamp would know
                     count += 1
     assert count == sum(file.read_text().count("\n@loop\n") for file in FILES)
 
@@ -77,3 +83,28 @@ def test_what_changes_is_compiled_again_and_nothing_else(tmp_path: Path) -> None
         assert is_same == ("sums" not in reached(file)), file.name
     assert stamps(changed / "bitmaps.py") == stamps(FOLDER / "bitmaps.py")
     assert stamps(changed / "scales.py") != stamps(FOLDER / "scales.py")
+
+
+def test_two_that_compile_at_once_do_not_take_each_others_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither has heard of the other when it writes what it made."""
+    (tmp_path / "halved.py").write_text("def halved(value):\n    return value / 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("ders_core.compute.kernels.loop.stamps", lambda file: ())
+    halved = import_module("halved").halved
+
+    def index_of(each: Any) -> dict[Any, str]:
+        found: dict[Any, str] = each._cache._cache_file._load_index()
+        return found
+
+    one, other, later = loop(halved), loop(halved), loop(halved)
+    none = dict[Any, str]()
+    for each, values in ((one, np.ones(3, np.float32)), (other, np.ones(3))):
+        with monkeypatch.context() as patch:
+            patch.setattr(each._cache._cache_file, "_load_index", none.copy)
+            each(values)
+    assert len(list(tmp_path.glob("__pycache__/*.nbc"))) == 2
+    assert len(index_of(later)) == 1
+    for dtype in (np.float32, np.float64):
+        assert later(np.full(3, 5, dtype)).dtype == dtype

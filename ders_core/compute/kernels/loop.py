@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -28,6 +29,8 @@ def loop(function: Function) -> Function:
     try:
         kept = compiled._cache._cache_file
         kept._source_stamp = stamps(Path(function.__code__.co_filename))
+        # of two processes that compile at once, neither may write under the other's name
+        kept._data_name_pattern = kept._data_name_pattern.replace("{", f"{os.urandom(8).hex()}.{{")
     except AttributeError:  # a numba that keeps machine code in another way
         return part_apart(function)
     return compiled  # type: ignore[no-any-return]
