@@ -11,7 +11,7 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
-from ders_core.decompose.distortion import Squares, sums_of
+from ders_core.decompose.distortion import Squares, sums_of, sums_of_pieces
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import Calibration
@@ -237,6 +237,10 @@ def encode_expert(
     rounding does to PROBED_ROWS; None: not measured. Raises CodecError."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
     parts = codec.pack(weight, start, context)
+    looks_at_all = inputs is not None or charge is not None or start is not base
+    if not looks_at_all and rounded_from is None:  # nothing else of the matrix is looked at
+        sums_alone = sums_of_pieces(codec.unpack_in_pieces(parts, base, context), weight, base)
+        return EncodedExpert(parts, sums_alone.unsqueeze(0), Losses)
     probe = Probe()
     if rounded_from is not None and isinstance(codec, DeltaCodec):
         rows = _probed_rows(len(weight))
@@ -248,7 +252,7 @@ def encode_expert(
     if start is not base:
         judged = codec.unpack(parts, start, context)
         sums.append(sums_of(judged, weight, start))
-    if inputs is None and charge is None:  # nothing else of the matrix is looked at
+    if inputs is None and charge is None:
         plain = partial(Losses, probe=probe)
         return EncodedExpert(parts, torch.stack(sums), plain)
     judge = Judge(weight, start, context, charge, router, inputs, shrinks)

@@ -63,6 +63,8 @@ def check_packing(
     saved = {name: part.clone() for name, part in parts.items()}
     plain = EncodeContext(context.dtype, context.seed)
     restored = codec.unpack(parts, base, plain)
+    in_pieces = torch.cat([*codec.unpack_in_pieces(parts, base, plain)])
+    assert same_bits(in_pieces.view(shape), restored), "pieces differ from the whole"
     assert same_parts(parts, saved), "unpacking changed the parts"
     assert same_bits(weight, before[0]), "the weight was changed"
     assert same_bits(base, before[1]), "the base was changed"
