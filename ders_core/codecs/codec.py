@@ -352,12 +352,12 @@ class DeltaCodec(Codec):
         parts: Mapping[str, torch.Tensor],
         base: torch.Tensor,
         context: EncodeContext,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ŵ as `unpack` gives it, and the decoded delta of some rows, which the sum with the base
-        has not rounded: float32 `[rows, in]`. Raises CodecError as `unpack` does."""
+    ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
+        """Ŵ as `unpack_in_pieces` gives it, and the decoded delta of some rows, which the sum with
+        the base has not rounded: float32 `[rows, in]`. Raises CodecError as `unpack` does."""
         shape = (base.shape[0], base.shape[1])
         delta = self.decode(parts, shape, context).to(base.device)
-        return combine(base, delta), delta[rows].clone()
+        return [combine(base, delta).view(-1)], delta[rows].clone()
 
     def unpack_as(
         self,

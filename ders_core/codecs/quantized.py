@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -193,9 +193,9 @@ class Quantized(DeltaCodec):
         parts: Mapping[str, torch.Tensor],
         base: torch.Tensor,
         context: EncodeContext,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        width = base.shape[1]
-        return self._decoded(parts, width, base), self._decoded(parts, width, None, rows)
+    ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
+        delta = self._decoded(parts, base.shape[1], None, rows)
+        return self.unpack_in_pieces(parts, base, context), delta
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         return self._packed(Deltas(delta), context)

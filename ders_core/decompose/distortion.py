@@ -82,7 +82,9 @@ def sums_of_pieces(
 ) -> torch.Tensor:
     """`sums_of` a Ŵ that comes as of `Codec.unpack_in_pieces`."""
     if not kernels.takes_stored(weight, base):
-        return sums_of(torch.cat([*pieces]), weight.reshape(-1), base.reshape(-1))
+        first, *others = pieces
+        flat = torch.cat([first, *others]) if others else first
+        return sums_of(flat, weight.reshape(-1), base.reshape(-1))
     from ders_core.compute.kernels import differences
 
     exact, below = kernels.bits(weight).reshape(-1), kernels.bits(base).reshape(-1)

@@ -13,6 +13,7 @@ from ders_core.codecs.fitting import codes
 from ders_core.compute import kernels
 from ders_core.compute.sums import SUMMED_FIRST
 from ders_core.decompose.distortion import sums_of, sums_of_pieces
+from ders_core.pipeline.given_back import keeping, whole
 from ders_core.pipeline.knowledge import encode_expert
 
 PLAIN = EncodeContext(torch.bfloat16, 3)
@@ -69,3 +70,13 @@ def test_sums_do_not_depend_on_the_pieces(cut: int, monkeypatch: pytest.MonkeyPa
     assert torch.equal(sums_of_pieces(pieces, weight, base), whole)
     monkeypatch.setattr(kernels, "takes_stored", lambda *_: False)
     assert torch.equal(sums_of_pieces(pieces, weight, base), whole)
+
+
+def test_rows_are_kept_as_they_go_by() -> None:
+    matrix = gauss((12, 5))
+    for rows in (slice(0, 12), slice(3, 9), slice(4, 5), slice(12, 12)):
+        for cuts in ([], [7, 30], [15, 20, 45]):
+            kept, pieces = torch.zeros(matrix[rows].shape), matrix.view(-1).tensor_split(cuts)
+            assert all(map(torch.equal, keeping(pieces, rows, kept), pieces))
+            assert torch.equal(kept, matrix[rows])
+            assert torch.equal(whole(pieces, torch.empty(12, 5)), matrix)
