@@ -16,12 +16,11 @@ from ders_core.codecs.codec import (
     Need,
     Parts,
     make_codec,
-    prefixed,
     register,
-    within,
 )
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.part_begins import PartBegins
+from ders_core.codecs.part_names import prefixed, within
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedSum
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable

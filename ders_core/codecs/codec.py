@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -49,8 +49,6 @@ NEEDS: tuple[Need, ...] = ("nothing", "inputs", "gradients")
 
 WORKING_BYTES = 10
 """A weight, that most codecs hold at most while they encode."""
-
-V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -218,6 +216,14 @@ class Codec(BaseModel, ABC):
         Raises CodecError if the parts contradict themselves.
         """
 
+    def unpack_in_pieces(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> Iterable[torch.Tensor]:
+        """Ŵ as `unpack` gives it, flat, in pieces `[n]` one after another, of which all but the
+        last hold a multiple of SUMMED_FIRST values (see `compute.sums`). Raises as `unpack` does.
+        """
+        return [self.unpack(parts, base, context).view(-1)]
+
     def tried(self, matrix: TriedMatrix, context: EncodeContext) -> tuple[torch.Tensor, float]:
         """Ŵ as `unpack` would give it, and about the bytes of `ragged` parts, which a codec need
         not make for that. context: always the same of one matrix. Raises as `pack` does."""
@@ -346,12 +352,12 @@ class DeltaCodec(Codec):
         parts: Mapping[str, torch.Tensor],
         base: torch.Tensor,
         context: EncodeContext,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ŵ as `unpack` gives it, and the decoded delta of some rows, which the sum with the base
-        has not rounded: float32 `[rows, in]`. Raises CodecError as `unpack` does."""
+    ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
+        """Ŵ as `unpack_in_pieces` gives it, and the decoded delta of some rows, which the sum with
+        the base has not rounded: float32 `[rows, in]`. Raises CodecError as `unpack` does."""
         shape = (base.shape[0], base.shape[1])
         delta = self.decode(parts, shape, context).to(base.device)
-        return combine(base, delta), delta[rows].clone()
+        return [combine(base, delta).view(-1)], delta[rows].clone()
 
     def unpack_as(
         self,
@@ -364,17 +370,6 @@ class DeltaCodec(Codec):
         base's dtype."""
         start = base if dtype is base.dtype else base.float()
         return self.unpack(parts, start, context).to(dtype)
-
-
-def prefixed(prefix: str, specs: Mapping[str, V]) -> dict[str, V]:
-    """The parts of a codec within another one."""
-    return {f"{prefix}.{name}": value for name, value in specs.items()}
-
-
-def within(prefix: str, parts: Mapping[str, V]) -> dict[str, V]:
-    """The inverse of `prefixed`: the parts under the prefix, without it."""
-    head = f"{prefix}."
-    return {name.removeprefix(head): part for name, part in parts.items() if name.startswith(head)}
 
 
 CODECS: Registry[Codec] = Registry("codec", "ders_core.codecs", CodecError)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -311,13 +311,13 @@ class Entropy(DeltaCodec):
         parts: Mapping[str, torch.Tensor],
         base: torch.Tensor,
         context: EncodeContext,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
         stream = parts["stream"]
         if base.device.type != "cpu" or not level_stream.is_one(stream):
             return super().unpack_with_rows(rows, parts, base, context)
         entries = level_stream.read(stream, (base.shape[0], base.shape[1]))
         delta = entries.matrix(rows)
-        return entries.onto(base), delta
+        return [entries.onto(base).view(-1)], delta
 
     def held_form(self, shape: tuple[int, int]) -> HeldLevels:
         return HeldLevels(of_streams=self)

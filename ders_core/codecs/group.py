@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 from ders_core.codecs import Codec, Keep, Parts, make_codec
-from ders_core.codecs.codec import prefixed
+from ders_core.codecs.part_names import prefixed
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec

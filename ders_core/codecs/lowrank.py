@@ -276,7 +276,8 @@ class LowRank(DeltaCodec):
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
-        return self.unpack_with_rows(slice(0, 0), parts, base, context)[0]
+        (weight,), _ = self.unpack_with_rows(slice(0, 0), parts, base, context)
+        return weight.view(base.shape)
 
     def unpack_with_rows(
         self,
@@ -284,7 +285,7 @@ class LowRank(DeltaCodec):
         parts: Mapping[str, torch.Tensor],
         base: torch.Tensor,
         context: EncodeContext,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
         """A few rows at a time: the delta is never whole in float32."""
         shape = base.shape[0], base.shape[1]
         rank = self._rank(shape, Dtype.of(context.dtype))
@@ -299,7 +300,7 @@ class LowRank(DeltaCodec):
             first, end = max(start, piece.start), min(stop, piece.stop)
             if first < end:
                 wanted.append(product[first - piece.start : end - piece.start])
-        return weight, torch.cat(wanted)
+        return [weight.view(-1)], torch.cat(wanted)
 
     def product(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -16,7 +16,7 @@ from ders_core.codecs.coding.packing import (
 from ders_core.codecs.fitting.block_codes import BlockCodes
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
 from ders_core.codecs.fitting.code_products import routed_codes
-from ders_core.codecs.fitting.codes import Lines, decoded
+from ders_core.codecs.fitting.codes import Lines, decoded, decoded_in_pieces
 from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.codecs.fitting.grouped_codes import grouped_codes
 from ders_core.codecs.fitting.learnt_levels import learnt_of_blocks
@@ -172,6 +172,12 @@ class Quantized(DeltaCodec):
     ) -> torch.Tensor:
         return self._decoded(parts, base.shape[1], base)
 
+    def unpack_in_pieces(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> Iterator[torch.Tensor]:
+        lines, blocks, levels = lines_of(parts), self._blocks(base.shape[1]), self.levels_of(parts)
+        return decoded_in_pieces(parts["codes"], self.bits, lines, levels, blocks, base)
+
     def unpack_as(
         self,
         dtype: torch.dtype,
@@ -187,9 +193,9 @@ class Quantized(DeltaCodec):
         parts: Mapping[str, torch.Tensor],
         base: torch.Tensor,
         context: EncodeContext,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        width = base.shape[1]
-        return self._decoded(parts, width, base), self._decoded(parts, width, None, rows)
+    ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
+        delta = self._decoded(parts, base.shape[1], None, rows)
+        return self.unpack_in_pieces(parts, base, context), delta
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         return self._packed(Deltas(delta), context)

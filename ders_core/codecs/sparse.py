@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -331,10 +331,11 @@ class Sparse(DeltaCodec):
         parts: Mapping[str, torch.Tensor],
         base: torch.Tensor,
         context: EncodeContext,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
         shape = (base.shape[0], base.shape[1])
         values, pieces = self._stored(parts, shape, context)
-        return self.unpack(parts, base, context), scattered(values, pieces, shape, rows)
+        weight = self.unpack(parts, base, context)
+        return [weight.view(-1)], scattered(values, pieces, shape, rows)
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext

@@ -8,6 +8,9 @@ from ders_core.later import torch
 ALIGNED = 4
 """Terms are first padded with zeros to a multiple of this."""
 
+SUMMED_FIRST = 256
+"""Of many terms, sums of so many that follow each other are taken first, then the sum of these."""
+
 FEW = 8
 """So many sums are added one after another."""
 

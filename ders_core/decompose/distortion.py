@@ -4,18 +4,15 @@ every machine."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ders_core.compute import kernels
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, pieces, row_pieces
-from ders_core.compute.sums import halved_sum
+from ders_core.compute.sums import SUMMED_FIRST, halved_sum
 from ders_core.compute.symmetric import half_product, values_at_once
-from ders_core.later import torch
-
-PIECE = 256
-"""Values whose squares are summed before these sums are."""
+from ders_core.later import np, torch
 
 
 @dataclass(frozen=True)
@@ -77,13 +74,30 @@ def sums_of(
     tensors = (synthesized, weight) if base is None else (synthesized, weight, base)
     if not kernels.takes_stored(*tensors):
         return _sums(*(tensor.reshape(-1) for tensor in tensors))
+    return sums_of_pieces([synthesized.view(-1)], weight, weight if base is None else base)
+
+
+def sums_of_pieces(
+    pieces: Iterable[torch.Tensor], weight: torch.Tensor, base: torch.Tensor
+) -> torch.Tensor:
+    """`sums_of` a Ŵ that comes as of `Codec.unpack_in_pieces`."""
+    if not kernels.takes_stored(weight, base):
+        first, *others = pieces
+        flat = torch.cat([first, *others]) if others else first
+        return sums_of(flat, weight.reshape(-1), base.reshape(-1))
     from ders_core.compute.kernels import differences
 
-    sums = torch.empty(4, dtype=torch.float64)
-    bits = [kernels.bits(tensor).reshape(-1) for tensor in tensors]
-    below = bits[1] if base is None else bits[2]
-    differences.squares(bits[0], bits[1], below, kernels.kind_of(weight.dtype), sums.numpy())
-    return sums
+    exact, below = kernels.bits(weight).reshape(-1), kernels.bits(base).reshape(-1)
+    kind, count = kernels.kind_of(weight.dtype), -(-exact.size // SUMMED_FIRST)
+    partial, sums = np.zeros((4, max(-(-count // 4) * 4, 4))), np.empty(4)
+    begin = 0
+    for piece in pieces:
+        part = slice(begin, begin + piece.numel())
+        bits = kernels.bits(piece), exact[part], below[part]
+        differences.squares(*bits, kind, begin // SUMMED_FIRST, partial)
+        begin = part.stop
+    differences.total(partial, sums)
+    return torch.from_numpy(sums)
 
 
 def _sums(
@@ -91,8 +105,10 @@ def _sums(
 ) -> torch.Tensor:
     """As `differences.squares`, without compiled loops; tensors `[n]`."""
     size, device = weight.numel(), weight.device
-    step = max(chunk_values(device) // PIECE, 1) * PIECE
-    desk = torch.empty(4, min(step, -(-size // PIECE) * PIECE), dtype=torch.float64, device=device)
+    step = max(chunk_values(device) // SUMMED_FIRST, 1) * SUMMED_FIRST
+    desk = torch.empty(
+        4, min(step, -(-size // SUMMED_FIRST) * SUMMED_FIRST), dtype=torch.float64, device=device
+    )
     partial = [torch.empty(4, 0, dtype=torch.float64, device=device)]
     for part in pieces(size, step):
         count = part.stop - part.start
@@ -104,11 +120,11 @@ def _sums(
             delta.zero_()
         else:
             torch.sub(exact[:count], base[part], out=delta[:count])
-        whole = slice(0, -(-count // PIECE) * PIECE)
+        whole = slice(0, -(-count // SUMMED_FIRST) * SUMMED_FIRST)
         sums = []
         for left, right in ((error, error), (delta, delta), (exact, exact), (error, delta)):
             product = torch.mul(left[whole], right[whole], out=room[whole])
-            sums.append(halved_sum(product.view(-1, PIECE)))
+            sums.append(halved_sum(product.view(-1, SUMMED_FIRST)))
         partial.append(torch.stack(sums))
     return halved_sum(torch.cat(partial, 1))
 

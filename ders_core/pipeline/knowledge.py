@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,10 +11,11 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
-from ders_core.decompose.distortion import Squares, sums_of
+from ders_core.decompose.distortion import Squares, sums_of, sums_of_pieces
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.given_back import keeping, whole
 from ders_core.pipeline.judge import Judge, Losses, Probe
 from ders_core.pipeline.moments import guiding_moments, moments_of_experts
 
@@ -237,24 +238,35 @@ def encode_expert(
     rounding does to PROBED_ROWS; None: not measured. Raises CodecError."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
     parts = codec.pack(weight, start, context)
-    probe = Probe()
-    if rounded_from is not None and isinstance(codec, DeltaCodec):
-        rows = _probed_rows(len(weight))
-        synthesized, delta = codec.unpack_with_rows(rows, parts, base, context)
-        probe = Probe.of(synthesized[rows], rounded_from[rows], delta, weight[rows])
-    else:
-        synthesized = codec.unpack(parts, base, context)
-    judged, sums = synthesized, [sums_of(synthesized, weight, base)]
+    is_judged = inputs is not None or charge is not None
+    pieces, delta, rows = _given_back(codec, parts, base, context, rounded_from is not None)
+    if is_judged:
+        synthesized = judged = whole(pieces, base)
+        pieces = [synthesized.view(-1)]
+    some = torch.empty_like(weight[rows])
+    sums, probe = [sums_of_pieces(keeping(pieces, rows, some), weight, base)], Probe()
+    if delta is not None and rounded_from is not None:
+        probe = Probe.of(some, rounded_from[rows], delta, weight[rows])
     if start is not base:
-        judged = codec.unpack(parts, start, context)
+        judged = whole(codec.unpack_in_pieces(parts, start, context), start)
         sums.append(sums_of(judged, weight, start))
-    if inputs is None and charge is None:  # nothing else of the matrix is looked at
-        plain = partial(Losses, probe=probe)
-        return EncodedExpert(parts, torch.stack(sums), plain)
+    if not is_judged:  # nothing else of the matrix is looked at
+        return EncodedExpert(parts, torch.stack(sums), partial(Losses, probe=probe))
     judge = Judge(weight, start, context, charge, router, inputs, shrinks)
     squares, own = (Squares.of(sums[number].tolist()) for number in (0, -1))
     losses = judge.losses(synthesized, judged, squares, own, probe)
     return EncodedExpert(parts, torch.stack(sums), lambda *_: losses)
+
+
+def _given_back(
+    codec: Codec, parts: Parts, base: torch.Tensor, context: EncodeContext, probes: bool
+) -> tuple[Iterable[torch.Tensor], torch.Tensor | None, slice]:
+    """Ŵ in pieces; and, if rounding is probed and the codec knows deltas, the delta of some rows,
+    and which these are."""
+    if not probes or not isinstance(codec, DeltaCodec):
+        return codec.unpack_in_pieces(parts, base, context), None, slice(0, 0)
+    rows = _probed_rows(len(base))
+    return *codec.unpack_with_rows(rows, parts, base, context), rows
 
 
 def _probed_rows(count: int) -> slice:

@@ -44,7 +44,8 @@ def digest(codec: Codec, calibrated: bool) -> str:
         for form, those in ((settled, parts), (held, settled.held_parts(parts, shape, plain))):
             tensors += [*(those[name] for name in sorted(those)), form.unpack(those, base, plain)]
             if isinstance(form, DeltaCodec):
-                tensors += form.unpack_with_rows(slice(8, 40), those, base, plain)
+                pieces, rows = form.unpack_with_rows(slice(8, 40), those, base, plain)
+                tensors += [*pieces, rows]
                 tensors.append(form.product(those, inputs(shape[1], tokens=3), shape, plain))
         for tensor in tensors:
             found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())

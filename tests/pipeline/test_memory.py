@@ -14,8 +14,9 @@ OUT = 1280
 @pytest.mark.slow
 def test_six_layers_take_the_memory_of_two(tmp_path: Path) -> None:
     """Of one layer, whose last group has none after it, a little less is held. Of eight experts
-    that are all encoded at once weights are one group, deltas and what they are compared with two
-    each; the next group is held as well (`checkpoint.held`), and some of it is kept for reuse."""
+    that are all encoded at once weights are one group; the next one is held as well
+    (`checkpoint.held`). Pieces of 8 MiB, one a thread, are as much as several such groups, and some
+    memory is kept for reuse."""
     benchmark = memory_benchmark()
     peaks = {}
     for layers in (2, 6):
@@ -23,4 +24,4 @@ def test_six_layers_take_the_memory_of_two(tmp_path: Path) -> None:
         peaks[layers] = peak_of_compressing(tmp_path / f"layers{layers}", "quantized-4bit", 16)
     group = benchmark.EXPERTS * OUT * benchmark.IN * 2
     assert peaks[6] - peaks[2] < 2 * group  # four layers more are twelve groups more
-    assert peaks[6] < 9 * group
+    assert peaks[6] < 8 * group

@@ -5,6 +5,8 @@ Compiled loops do it a block at a time; where these cannot, plain torch does the
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ders_core.codecs.coding.packing import (
@@ -20,9 +22,10 @@ from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
-from ders_core.compute.pieces import chunk_values, row_pieces
-from ders_core.compute.row_pieces import by_row_pieces
-from ders_core.compute.sums import halved_sum
+from ders_core.compute.pieces import chunk_values, pieces, row_pieces
+from ders_core.compute.row_pieces import LEAST, by_row_pieces
+from ders_core.compute.sums import SUMMED_FIRST, halved_sum
+from ders_core.compute.threads import available_threads
 from ders_core.later import np, torch
 
 CHUNK = 1 << 19
@@ -150,7 +153,7 @@ def decoded(
         from ders_core.compute.kernels import codes as loops
 
         if bits is None:
-            check_trits(packed)
+            check_trits(packed[first * shape[1] // TRITS : -(-last * shape[1] // TRITS)])
         bases, kind_of_base = kernels.bits(below), kernels.kind_of(below.dtype)
         numbers, plane, (scales, offsets) = packed.numpy(), packed_bytes(count, 1), lines.arrays
         table, kind, weights = levels.table.numpy(), kernels.kind_of(out.dtype), kernels.bits(out)
@@ -169,6 +172,25 @@ def decoded(
         delta = decoded_rows(codes[rows], lines.of_rows(rows), levels, blocks)
         out[rows] = delta if base is None else delta.add_(base[rows].float())
     return out
+
+
+def decoded_in_pieces(
+    packed: torch.Tensor,
+    bits: int | None,
+    lines: Lines,
+    levels: Levels,
+    blocks: Blocks,
+    base: torch.Tensor,
+) -> Iterator[torch.Tensor]:
+    """What `decoded` gives, as of `Codec.unpack_in_pieces`: by loops a few rows at a time, which
+    are still in the processor's cache when they are looked at."""
+    out, width = base.shape
+    multiple, step = math.lcm(TOGETHER, SUMMED_FIRST // math.gcd(SUMMED_FIRST, width)), max(out, 1)
+    if kernels.takes_stored(base) and kernels.takes(packed, *lines.tensors):
+        values = LEAST * available_threads()  # each has rows to share
+        step = max(values // max(width * multiple, 1), 1) * multiple
+    for rows in pieces(out, step):
+        yield decoded(packed, bits, lines, levels, blocks, base[rows], rows).view(-1)
 
 
 def decoded_rows(codes: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks) -> torch.Tensor:

@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ders_core.codecs.codec import EncodeContext, Parts, prefixed, within
+from ders_core.codecs.codec import EncodeContext, Parts
 from ders_core.codecs.fitting.codes import unpacked
 from ders_core.codecs.fitting.stored_scales import lines_of
+from ders_core.codecs.part_names import prefixed, within
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.tunable import Tunable
 from ders_core.compute.buffers import fresh

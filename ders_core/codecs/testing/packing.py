@@ -63,6 +63,8 @@ def check_packing(
     saved = {name: part.clone() for name, part in parts.items()}
     plain = EncodeContext(context.dtype, context.seed)
     restored = codec.unpack(parts, base, plain)
+    in_pieces = torch.cat([*codec.unpack_in_pieces(parts, base, plain)])
+    assert same_bits(in_pieces.view(shape), restored), "pieces differ from the whole"
     assert same_parts(parts, saved), "unpacking changed the parts"
     assert same_bits(weight, before[0]), "the weight was changed"
     assert same_bits(base, before[1]), "the base was changed"
@@ -80,7 +82,7 @@ def check_packing(
         assert same_bits(codec.unpack_as(torch.float32, parts, base, plain), total)
         for rows in (slice(None), slice(shape[0] // 3, 2 * shape[0] // 3)):
             again, some = codec.unpack_with_rows(rows, parts, base, plain)
-            assert same_bits(again, restored)
+            assert same_bits(torch.cat([*again]).view(shape), restored)
             assert same_bits(some, decoded[rows])
     return parts, restored
 

@@ -80,9 +80,15 @@ def squares_of_piece(context: Any, synthesized: Any, weights: Any, base: Any, be
 
 @loop
 def squares(
-    synthesized: np.ndarray, weights: np.ndarray, base: np.ndarray, kind: int, sums: np.ndarray
+    synthesized: np.ndarray,
+    weights: np.ndarray,
+    base: np.ndarray,
+    kind: int,
+    first: int,
+    partial: np.ndarray,
 ) -> None:
-    """sums: float64 `[4]`, get Σ(W−Ŵ)², Σ(W−base)², ΣW² and Σ(W−Ŵ)(W−base).
+    """partial: float64 `[4, n]`, get Σ(W−Ŵ)², Σ(W−base)², ΣW² and Σ(W−Ŵ)(W−base) of each PIECE
+    values, from the place `first` on.
 
     In many short loops: processors work on several places at once only where a loop has few
     arrays.
@@ -90,14 +96,13 @@ def squares(
     count, quarter = -(-weights.size // PIECE), PIECE // 4
     exact, error = np.zeros(PIECE, np.float64), np.zeros(PIECE, np.float64)
     delta, terms = np.zeros(PIECE, np.float64), np.empty(PIECE, np.float64)
-    partial = np.zeros((4, max(-(-count // 4) * 4, 4)), np.float64)
     for number in range(count):
         begin = number * PIECE
         size = min(PIECE, weights.size - begin)
         if size == PIECE and kind == BFLOAT16:
             found = squares_of_piece(synthesized, weights, base, begin)
             for which in range(4):
-                partial[which, number] = found[which]
+                partial[which, first + number] = found[which]
             continue
         if size < PIECE:
             exact[:], error[:], delta[:] = 0, 0, 0
@@ -118,6 +123,12 @@ def squares(
                     left[place + quarter] * right[place + quarter]
                     + left[place + 3 * quarter] * right[place + 3 * quarter]
                 )
-            partial[which, number] = halved_of(terms, quarter)
+            partial[which, first + number] = halved_of(terms, quarter)
+
+
+@loop
+def total(partial: np.ndarray, sums: np.ndarray) -> None:
+    """sums: float64 `[4]`, get those of all that `squares` gave, zeros after it up to a multiple of
+    four, which is overwritten."""
     for which in range(4):
         sums[which] = halved_apart(partial[which], partial.shape[1])
