@@ -10,7 +10,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
-from contextlib import chdir, contextmanager, suppress
+from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext, suppress
 from html import escape
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from ders_core.files.private import private_file
 from ders_core.jobs import Workspace, default_workspace, ensure_worker
 from ders_core.jobs.workspace import WORKSPACE_VARIABLE, allow_current_root
 from ders_core.ui.address import HOST, Listening, base_path_of
-from ders_core.ui.demo import DEMO_VARIABLE
+from ders_core.ui.calculator import HandedOver
+from ders_core.ui.demo import DEMO_VARIABLE, begun_demo, is_expected
 from ders_core.ui.guard.lifeline import LIFELINE_VARIABLE
 from ders_core.ui.guard.origins import HOSTS_VARIABLE, origin_of
 from ders_core.ui.guard.secret import TOKEN_VARIABLE, Secret, take_secret
@@ -74,7 +75,8 @@ def launch(
     }
     if with_demo:
         environment[DEMO_VARIABLE] = "1"
-    with _server(command, environment, entry.parent) as server, suppress(KeyboardInterrupt):
+    ahead = begun_demo(place) if is_expected(place, environment) else nullcontext(([], {}))
+    with _server(command, environment, entry.parent, ahead) as server, suppress(KeyboardInterrupt):
         if _wait_for(listening, server):
             served = _setting("server.baseUrlPath", entry.parent) if path is None else path
             scheme = "https" if _setting("server.sslCertFile", entry.parent) else "http"
@@ -95,13 +97,25 @@ def launch(
 
 @contextmanager
 def _server(
-    command: Sequence[str], environment: dict[str, str], directory: Path
+    command: Sequence[str],
+    environment: dict[str, str],
+    directory: Path,
+    ahead: AbstractContextManager[HandedOver],
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The server's process, which ends with the block, and with this process, however it ends."""
+    """The server's process, which ends with the block, and with this process, however it ends.
+
+    ahead: begins what the server takes over.
+    """
     reading, writing = os.pipe()
     environment = environment | {LIFELINE_VARIABLE: str(reading)}
     try:
-        server = subprocess.Popen(command, env=environment, cwd=directory, pass_fds=[reading])
+        with ahead as (files, variables):
+            server = subprocess.Popen(
+                command,
+                env=environment | variables,
+                cwd=directory,
+                pass_fds=[reading, *files],
+            )
         os.close(reading)
         try:
             yield server

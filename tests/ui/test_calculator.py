@@ -169,7 +169,7 @@ def test_a_process_that_hangs_is_left_and_ended(
 
 def test_none_outlives_its_use(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, process = calculate(functions.add, 0, 1)
-    calculator._idle.pop()._pipe.close()  # as when the app ends
+    calculator._idle.pop().pipe.close()  # as when the app ends
     assert ended(process)
     monkeypatch.setattr(calculator, "IDLE_SECONDS", 0.05)
     _, idle = calculate(functions.add, 0, 1)
