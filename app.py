@@ -49,7 +49,6 @@ else:
     from ders_core.ui.ahead import import_ahead
     from ders_core.ui.demo import expect_demo, is_expected, take_over_demo
     from ders_core.ui.guard.start import protection
-    from ders_core.ui.large_pieces import send_large_pieces
     from ders_core.ui.own_components import search_no_packages
 
     def make_ahead() -> None:
@@ -60,6 +59,5 @@ else:
 
     take_over_demo(default_workspace())
     search_no_packages()
-    send_large_pieces()
     import_ahead(make_ahead)
     app = st.App(__file__, middleware=protection(), on_script_error=fault)
