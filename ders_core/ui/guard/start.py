@@ -40,14 +40,15 @@ def protection() -> list[Middleware]:
 
 def _guard() -> Middleware:
     launched = LIFELINE_VARIABLE in os.environ
-    hold_on()
+    base_path = str(config.get_option("server.baseUrlPath") or "")
+    scheme = "https" if config.get_option("server.sslCertFile") else "http"
+    hold_on(f"{scheme} {base_path}\n")
     secret = take_secret()
     host = str(config.get_option("server.address") or "0.0.0.0")
-    scheme = "https" if config.get_option("server.sslCertFile") else "http"
     further = map(origin_of, os.environ.get(HOSTS_VARIABLE, "").split())
     if not launched:
         listening = Listening(ANY.get(host, host), int(config.get_option("server.port")))
-        address = listening.url(str(config.get_option("server.baseUrlPath") or ""), scheme)
+        address = listening.url(base_path, scheme)
         print(f"DeRS Studio: {secret.in_address(address)}", flush=True)
     return Middleware(
         Guard,
