@@ -47,19 +47,17 @@ if __name__ == "__main__":
 else:
     from ders_core.jobs import default_workspace
     from ders_core.ui.ahead import import_ahead
-    from ders_core.ui.demo import DEMO_VARIABLE, expect_demo
+    from ders_core.ui.demo import expect_demo, is_expected, take_over_demo
     from ders_core.ui.guard.start import protection
-    from ders_core.ui.large_pieces import send_large_pieces
-    from ders_core.ui.opened import Open
     from ders_core.ui.own_components import search_no_packages
 
     def make_ahead() -> None:
         """The demo, where a visitor is likely to ask for it."""
         workspace = default_workspace()
-        if DEMO_VARIABLE in os.environ or Open.load(workspace).checkpoint is None:
+        if is_expected(workspace, os.environ):
             expect_demo(workspace)
 
+    take_over_demo(default_workspace())
     search_no_packages()
-    send_large_pieces()
     import_ahead(make_ahead)
     app = st.App(__file__, middleware=protection(), on_script_error=fault)

@@ -7,7 +7,7 @@ from textwrap import wrap
 
 import plotly.graph_objects as go
 
-from ders_core.figures.style import ACCENT, QUIET, SEQUENTIAL, finish, label_of
+from ders_core.figures.style import ACCENT, PERCENT, QUIET, SEQUENTIAL, finish, label_of, percent
 from ders_core.later import np, pd
 from ders_core.units import bytes_text
 
@@ -41,18 +41,18 @@ def frontier(
     ):
         lossy = rows[rows["kl"] > 0]
         figure.add_scatter(
-            x=lossy["share"],
+            x=percent(lossy["share"]),
             y=lossy["kl"],
             mode="lines",
             name=name,
             line=line,
-            hovertemplate="%{x:.1%} of original<br>predicted KL %{y:.3g} nats a token"
+            hovertemplate="%{x:.1f} % of original<br>predicted KL %{y:.3g} nats a token"
             "<extra>%{fullData.name}</extra>",
         )
     for role, rows in measured.groupby("role", sort=False):
         name, colour, sign = MEASURED[str(role)]
         figure.add_scatter(
-            x=rows["share"],
+            x=percent(rows["share"]),
             y=rows["kl"],
             mode="markers",
             name=name,
@@ -62,20 +62,20 @@ def frontier(
                 "arrayminus": rows["kl"] - rows["low"],
             },
             text=[label_of(each) for each in rows["name"]],
-            hovertemplate="%{text}<br>%{x:.1%} of original<br>measured KL %{y:.3g} nats a token"
+            hovertemplate="%{text}<br>%{x:.1f} % of original<br>measured KL %{y:.3g} nats a token"
             "<extra></extra>",
         )
     share, kl = chosen
     figure.add_scatter(
-        x=[share] if kl > 0 else [],
+        x=[100 * share] if kl > 0 else [],
         y=[kl] if kl > 0 else [],
         mode="markers",
         name="chosen, predicted",
         marker={"size": 13, "color": ACCENT, "symbol": "diamond"},
-        hovertemplate="chosen: %{x:.1%} of original<br>predicted KL %{y:.3g} nats a token"
+        hovertemplate="chosen: %{x:.1f} % of original<br>predicted KL %{y:.3g} nats a token"
         "<extra></extra>",
     )
-    figure.update_xaxes(title_text="size, share of original", tickformat=".0%")
+    figure.update_xaxes(title_text="size, share of original", **PERCENT)
     figure.update_yaxes(title_text="KL, nats a token", type="log", exponentformat="power")
     return finish(figure, "Size against KL", height=380)
 

@@ -11,6 +11,7 @@ from ders_core.figures.kept_spectrum import Kept, draw_kept
 from ders_core.figures.style import (
     ACCENT,
     MEAN,
+    PERCENT,
     QUIET,
     expert_colour,
     expert_dash,
@@ -18,6 +19,7 @@ from ders_core.figures.style import (
     label_of,
     level,
     mark,
+    percent,
 )
 from ders_core.later import np, pd
 from ders_core.pipeline.quality import KL
@@ -133,20 +135,21 @@ def energy_curve(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     """Share of the deltas' energy that the first r directions hold."""
     rows = analysis.curves.of_group(layer, projection)
     figure = go.Figure()
-    of_all = _expert_lines(figure, rows, "energy", "%{y:.1%} kept")
+    in_percent = rows.assign(energy=percent(rows["energy"]))
+    of_all = _expert_lines(figure, in_percent, "energy", "%{y:.1f} % kept")
     index, pooled = analysis.pooled_energy(layer, projection)
     figure.add_scatter(
         x=index,
-        y=pooled,
+        y=percent(pooled),
         name="all experts",
         mode="lines",
         line={"width": 4, "color": MEAN},
-        hovertemplate="rank %{x}<br>%{y:.1%} kept<extra></extra>",
+        hovertemplate="rank %{x}<br>%{y:.1f} % kept<extra></extra>",
     )
     for share in MARKS:
-        level(figure, share)
+        level(figure, 100 * share)
     figure.update_xaxes(title_text="rank")
-    figure.update_yaxes(title_text="energy kept", tickformat=".0%", range=[0, 1.02])
+    figure.update_yaxes(title_text="energy kept", range=[0, 102], **PERCENT)
     title = f"Energy kept, layer {layer}, {projection}{of_all}"
     return finish(figure, title, height=420)
 
@@ -163,22 +166,25 @@ def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figur
         go.Bar(
             x=middle,
             y=rows["count"] / total,
+            customdata=percent(rows["count"] / total),
             width=width,
             marker_color="#0072b2",
             marker_line_width=0,
             name="deltas",
-            hovertemplate="Δ ≈ %{x:.3g}<br>%{y:.3%} of entries<extra></extra>",
+            hovertemplate="Δ ≈ %{x:.3g}<br>%{customdata:.3f} % of entries<extra></extra>",
         )
     )
     spread = float(np.sqrt((experts["std"] ** 2).mean()))
     if spread > 0:
+        density = np.exp(-((middle / spread) ** 2) / 2) / (spread * math.sqrt(2 * math.pi))
         figure.add_scatter(
             x=middle,
-            y=np.exp(-((middle / spread) ** 2) / 2) / (spread * math.sqrt(2 * math.pi)) * width,
+            y=density * width,
+            customdata=percent(density * width),
             name="Gaussian",
             mode="lines",
             line={"color": ACCENT, "dash": "dot"},
-            hovertemplate="Gaussian of the same spread: %{y:.3%}<extra></extra>",
+            hovertemplate="Gaussian of the same spread: %{customdata:.3f} %<extra></extra>",
         )
     figure.update_xaxes(title_text="value of an entry of Δ")
     lowest = math.log10(0.5 / total)
@@ -205,7 +211,7 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
     front = front[front["kl"] < front["kl"].shift(fill_value=math.inf)]
     figure = go.Figure()
     figure.add_scatter(
-        x=front["ratio"],
+        x=percent(front["ratio"]),
         y=front["kl"],
         mode="lines",
         name="best at each size",
@@ -213,7 +219,7 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         hoverinfo="skip",
     )
     figure.add_scatter(
-        x=ordered["ratio"],
+        x=percent(ordered["ratio"]),
         y=ordered["kl"],
         mode="markers+text",
         text=" " + ordered["name"].map(label_of),
@@ -228,14 +234,14 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         customdata=np.stack(
             [ordered["bytes_after"].astype(float) / 1e6, ordered["perplexity"].astype(float)], -1
         ),
-        hovertemplate="%{text}<br>%{x:.1%} of original (%{customdata[0]:.3g} MB)<br>"
+        hovertemplate="%{text}<br>%{x:.1f} % of original (%{customdata[0]:.3g} MB)<br>"
         "KL %{y:.3g} nats a token<br>perplexity %{customdata[1]:.4g}<extra></extra>",
         cliponaxis=False,
     )
     figure.update_xaxes(
         title_text="size, share of original",
-        tickformat=".0%",
-        range=[0, ROOM_FOR_NAMES * float(ordered["ratio"].max())],
+        range=[0, 100 * ROOM_FOR_NAMES * float(ordered["ratio"].max())],
+        **PERCENT,
     )
     figure.update_yaxes(title_text=KL.label, rangemode="tozero")
     figure.update_layout(showlegend=False)

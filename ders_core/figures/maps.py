@@ -12,11 +12,13 @@ from ders_core.figures.style import (
     ACCENT,
     LEAST_SPAN,
     MEAN,
+    PERCENT,
     PROJECTION_COLOURS,
     SEQUENTIAL,
     expert_colour,
     finish,
     logs,
+    percent,
     power_ticks,
     widened,
 )
@@ -135,19 +137,19 @@ def norm_bars(
     if chosen is not None:
         figure.add_scatter(
             x=names,
-            y=chosen,
+            y=percent(chosen),
             yaxis="y2",
             name="chosen",
             showlegend=False,
             mode="markers",
             marker={"symbol": "diamond", "size": 11, "color": MEAN, "line_width": 1},
-            hovertemplate="%{x}<br>%{y:.1%} of choices<extra></extra>",
+            hovertemplate="%{x}<br>%{y:.1f} % of choices<extra></extra>",
         )
         figure.layout.yaxis2 = {
             "overlaying": "y",
             "side": "right",
             "rangemode": "tozero",
-            "tickformat": ".0%",
+            **PERCENT,
             "showgrid": False,
             "title": {"text": "◆ share of choices"},
         }
@@ -187,15 +189,15 @@ def difference_energy(analysis: Analysis, layer: int, projection: str) -> go.Fig
         bins = rows[rows["axis"] == axis]
         even = 1 / max(len(bins), 1)
         figure.add_scatter(
-            x=(bins["bin"] + 0.5) / max(len(bins), 1),
+            x=percent((bins["bin"] + 0.5) / max(len(bins), 1)),
             y=bins["energy"] / even,
             name=word,
             mode="lines",
             line={"shape": "hvh", "color": colour},
-            hovertemplate="at %{x:.0%} of the side<br>%{y:.3g} × even share<extra></extra>",
+            hovertemplate="at %{x:.0f} % of the side<br>%{y:.3g} × even share<extra></extra>",
         )
     figure.add_hline(y=1, line_dash="dot", line_width=1, annotation_text="evenly spread")
-    figure.update_xaxes(title_text="position along the side", tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(title_text="position along the side", range=[0, 100], **PERCENT)
     figure.update_yaxes(title_text="energy, times an even share", rangemode="tozero")
     return finish(figure, f"Where the experts differ, layer {layer}, {projection}", height=440)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from ders_core.figures.style import label_of
+from ders_core.figures.style import label_of, percent
 from ders_core.tune.trials import Measurement
 from ders_core.units import bytes_text
 
@@ -33,7 +33,7 @@ def add_dots(
     name: in the legend."""
     kls = [dot.measured.kl for dot in dots]
     figure.add_scatter(
-        x=[dot.measured.nbytes / bytes_total for dot in dots],
+        x=percent([dot.measured.nbytes / bytes_total for dot in dots]),
         y=kls,
         mode="markers",
         name=name,
@@ -44,6 +44,6 @@ def add_dots(
         },
         text=[label_of(dot.label) for dot in dots],
         customdata=[bytes_text(dot.measured.nbytes) for dot in dots],
-        hovertemplate="%{text}<br>%{x:.1%} of original (%{customdata})<br>KL %{y:.3g} nats a token"
-        "<extra></extra>",
+        hovertemplate="%{text}<br>%{x:.1f} % of original (%{customdata})<br>"
+        "KL %{y:.3g} nats a token<extra></extra>",
     )

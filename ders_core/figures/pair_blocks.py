@@ -79,7 +79,7 @@ def pair_blocks(found: PairDifference, first: int, second: int) -> go.Figure:
     figure.update_xaxes(title_text="column (in)", row=2, col=1)
     figure.update_yaxes(title_text="row (out)", row=2, col=1)
     figure.update_yaxes(rangemode="tozero", nticks=4, row=1, col=1)
-    figure.update_xaxes(rangemode="tozero", nticks=4, row=2, col=2)
+    figure.update_xaxes(rangemode="tozero", nticks=3, row=2, col=2)
     figure.update_xaxes(showgrid=False, row=2, col=1)
     figure.update_yaxes(showgrid=False, row=2, col=1)
     return finish(figure, f"Where E{first} and E{second} differ", height=480)

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ders_core.figures.measured_dots import Dot, add_dots
 from ders_core.figures.page import Page
-from ders_core.figures.style import ACCENT, QUIET, finish
+from ders_core.figures.style import ACCENT, PERCENT, QUIET, finish, percent
 from ders_core.pipeline.quality import KL
 from ders_core.tune.measured_series import Series
 from ders_core.tune.trials import Trial
@@ -20,7 +20,7 @@ def pareto(found: Series, bytes_total: int) -> go.Figure:
     prediction is a line. bytes_total: of the original's weight files."""
     figure = go.Figure()
     figure.add_scatter(
-        x=[trial.foretold_bytes / bytes_total for trial in found.tuned],
+        x=percent([trial.foretold_bytes / bytes_total for trial in found.tuned]),
         y=[trial.predicted_kl for trial in found.tuned],
         mode="lines",
         name="predicted",
@@ -31,13 +31,13 @@ def pareto(found: Series, bytes_total: int) -> go.Figure:
     _dots(figure, found.uniform, bytes_total, "best uniform recipe", ACCENT)
     for cliff in found.cliffs:
         figure.add_vrect(
-            x0=cliff.small / bytes_total,
-            x1=cliff.large / bytes_total,
+            x0=100 * cliff.small / bytes_total,
+            x1=100 * cliff.large / bytes_total,
             fillcolor=ACCENT,
             opacity=0.15,
             line_width=0,
         )
-    figure.update_xaxes(title_text="size, share of original", tickformat=".0%")
+    figure.update_xaxes(title_text="size, share of original", **PERCENT)
     figure.update_yaxes(title_text=KL.label, type="log", exponentformat="power")
     return finish(figure, "Size against KL, measured", height=480)
 

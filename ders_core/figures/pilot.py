@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from ders_core.figures.measured import cell, worst_tokens
 from ders_core.figures.measured_dots import Dot, add_dots
 from ders_core.figures.page import Page
-from ders_core.figures.style import ACCENT, finish
+from ders_core.figures.style import ACCENT, PERCENT, finish, percent
 from ders_core.pipeline.quality import (
     KL,
     KL_P99,
@@ -44,12 +44,12 @@ def pilot_figure(pilot: Pilot) -> go.Figure:
     figure = go.Figure()
     lossy = [(nbytes, kl) for nbytes, kl in pilot.curve if kl > 0]
     figure.add_scatter(
-        x=[nbytes / pilot.bytes_total for nbytes, _ in lossy],
+        x=percent([nbytes / pilot.bytes_total for nbytes, _ in lossy]),
         y=[kl for _, kl in lossy],
         mode="lines",
         name="predicted, tuned",
         line={"color": "#009e73", "width": 2},
-        hovertemplate="%{x:.1%} of original<br>predicted KL %{y:.3g} nats a token<extra></extra>",
+        hovertemplate="%{x:.1f} % of original<br>predicted KL %{y:.3g} nats a token<extra></extra>",
     )
     for role, colour in COLOURS.items():
         dots = [Dot(each.label, each.measured) for each in pilot.points if each.role == role]
@@ -57,14 +57,14 @@ def pilot_figure(pilot: Pilot) -> go.Figure:
             add_dots(figure, dots, pilot.bytes_total, f"measured, {CHOSEN_AS[role]}", colour)
     ends = [lossy[0][0], lossy[-1][0]] if lossy else []
     figure.add_scatter(
-        x=[nbytes / pilot.bytes_total for nbytes in ends],
+        x=percent([nbytes / pilot.bytes_total for nbytes in ends]),
         y=[SAFE_KL] * len(ends),
         mode="lines",
         name="safe below",
         line={"color": "#55606b", "dash": "dot"},
         hoverinfo="skip",
     )
-    figure.update_xaxes(title_text="size, share of original", tickformat=".0%", gridcolor="#e6eaee")
+    figure.update_xaxes(title_text="size, share of original", gridcolor="#e6eaee", **PERCENT)
     figure.update_yaxes(
         title_text=KL.label, type="log", dtick=1, exponentformat="power", gridcolor="#e6eaee"
     )

@@ -31,6 +31,8 @@ MEAN = "#6b7680"
 """Of what is the mean of experts: no expert's hue, and to be seen on light and dark ground."""
 KEPT = "rgba(47, 143, 189, 0.28)"
 """Of an area that is kept."""
+PERCENT = {"ticksuffix": " %"}
+"""For an axis of `percent`."""
 LEAST_SPAN = 0.1
 """Least width of a colour scale: in decades, or as a share of the largest value. Smaller
 differences do not deserve contrasting colours."""
@@ -69,6 +71,12 @@ def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
         whole = isinstance(value, dict)
         layout[name] = {**layout[name].to_plotly_json(), **value} if whole else value
     return figure
+
+
+def percent(shares: Any) -> Any:
+    """Shares as a figure shows them, for an axis with `PERCENT`: plotly's own percentages have no
+    blank before their sign."""
+    return 100 * np.asarray(shares, dtype=np.float64)
 
 
 def level(

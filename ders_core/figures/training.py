@@ -7,7 +7,16 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from ders_core.figures.style import ACCENT, EXPERT_COLOURS, QUIET, finish, label_of, level
+from ders_core.figures.style import (
+    ACCENT,
+    EXPERT_COLOURS,
+    PERCENT,
+    QUIET,
+    finish,
+    label_of,
+    level,
+    percent,
+)
 from ders_core.later import pd
 from ders_core.upcycle.history import Tables
 
@@ -108,8 +117,8 @@ def routing_spread(loads: pd.DataFrame, *, height: int = 380) -> go.Figure:
     figure = go.Figure()
     figure.add_bar(
         x=rows["layer"],
-        y=rows["largest"] - rows["smallest"],
-        base=rows["smallest"],
+        y=percent(rows["largest"] - rows["smallest"]),
+        base=percent(rows["smallest"]),
         width=0.06,
         marker={"color": QUIET, "line": {"width": 0}},
         showlegend=False,
@@ -118,21 +127,21 @@ def routing_spread(loads: pd.DataFrame, *, height: int = 380) -> go.Figure:
     for name, colour in (("largest", "#e69f00"), ("smallest", "#0072b2")):
         figure.add_scatter(
             x=rows["layer"],
-            y=rows[name],
+            y=percent(rows[name]),
             name=name,
             mode="markers",
             marker={"size": 11, "color": colour},
-            hovertemplate=f"layer %{{x}}<br>{name} share %{{y:.1%}}<extra></extra>",
+            hovertemplate=f"layer %{{x}}<br>{name} share %{{y:.1f}} %<extra></extra>",
         )
     title = f"Experts' loads, last {LATEST} steps"
     if len(rows):
         even = float(rows["even"].iloc[0])
         title += f" (even: {100 * even:.3g} %)"
-        level(figure, even)
+        level(figure, 100 * even)
     figure.update_xaxes(
         title_text="layer", tickformat="d", **({"dtick": 1} if len(rows) <= 12 else {})
     )
-    figure.update_yaxes(title_text="share of choices", tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(title_text="share of choices", rangemode="tozero", **PERCENT)
     return finish(figure, title, height=height)
 
 

@@ -6,8 +6,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import ders_core
@@ -15,7 +14,7 @@ from ders_core.errors import JobError
 from ders_core.files.private import private_directory, private_file
 from ders_core.jobs.claims import Claims
 from ders_core.jobs.job import WorkerState, process_lives
-from ders_core.jobs.schema import file_lock
+from ders_core.jobs.schema import one_at_a_time
 from ders_core.jobs.store import JobStore
 from ders_core.jobs.workspace import Workspace
 
@@ -73,7 +72,7 @@ def ensure_worker(workspace: Workspace, scheduler: str | None = None) -> WorkerS
     """
     store = JobStore(workspace.store_path)
     _note_ends(store)
-    with _started_by_one(workspace):
+    with one_at_a_time(workspace.path / ".worker.lock", "no worker can be started"):
         worker = store.worker()
         alive = worker is not None and worker.alive
         companion = worker.companion if worker is not None else None
@@ -95,18 +94,6 @@ def _note_ends(store: JobStore) -> None:
             with suppress(JobError):  # then nobody knows
                 Claims(store.path, _ids.pop(process.pid, "")).note_end(status)
             _started.remove(process)
-
-
-@contextmanager
-def _started_by_one(workspace: Workspace) -> Iterator[None]:
-    """Let one process at a time start a worker."""
-    path = workspace.path / ".worker.lock"
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(path))
-        except OSError as error:
-            raise JobError(f"no worker can be started: {path}: {error.strerror}") from error
-        yield
 
 
 def package_environment() -> dict[str, str]:

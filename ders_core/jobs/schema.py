@@ -6,7 +6,7 @@ import fcntl
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from ders_core.errors import JobError, StoreUnavailable
@@ -131,6 +131,18 @@ def file_lock(path: Path) -> Iterator[None]:
     private_file(path)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def one_at_a_time(path: Path, refusal: str) -> Iterator[None]:
+    """As `file_lock`. refusal: what cannot be done without the lock, for the JobError that is
+    raised if it cannot be held."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(path))
+        except OSError as error:
+            raise JobError(f"{refusal}: {path}: {error.strerror}") from error
         yield
 
 

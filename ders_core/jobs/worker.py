@@ -38,6 +38,10 @@ SLEPT = 5.0
 """If two checks of the queue are further apart than this, the machine slept, and no worker could
 send a heartbeat."""
 
+SETTLED = 15.0
+"""Idle seconds after which a worker that has had no job yet imports torch, so that the first one
+finds it there. Before, whoever started the worker needs the processors."""
+
 LINGER = 30.0
 """Idle seconds after which a worker checks whether its companion still runs."""
 
@@ -62,7 +66,6 @@ def run_worker(
         patience = Patience(workspace, stop)
         claims = patience(lambda: Claims(workspace.store_path, worker_id or uuid.uuid4().hex))
         with Heartbeat(claims) as heart:
-            heart.devices = _devices()
             patience(heart.beat)
             looked, useful = time.time(), time.monotonic()
             trusted = 0.0  # before this time, a missing heartbeat does not count
@@ -76,6 +79,8 @@ def run_worker(
 
             while not stop.asked:
                 claim = patience(claim_next)
+                if not heart.devices and (claim or time.monotonic() - useful > SETTLED):
+                    heart.devices = _devices()
                 if claim is not None:
                     heart.work_on(claim.job.id)
                     _work(claim, TaskContext(claim, workspace, scheduler, stop), patience)

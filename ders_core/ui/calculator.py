@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
+import psutil
+
 from ders_core.compute.progress import Progress, quiet
 from ders_core.errors import Cancelled, DersError
 from ders_core.jobs.process import package_environment
@@ -35,6 +37,14 @@ IDLE_SECONDS = 120.0
 WAITING = "OMP_WAIT_POLICY"
 """How torch's threads wait for each other. By default they keep the cores busy while they wait; a
 job may need these, and then both take many times as long."""
+
+HANDED_OVER = "DERS_CALCULATOR"
+"""Environment variable of a process that takes a calculator over from its parent: the number of its
+end of the pipe, and the calculator's id."""
+
+HandedOver = tuple[list[int], dict[str, str]]
+"""What the child gets that takes a calculator over: files that it inherits, and variables of its
+environment."""
 
 PATIENCE = 2.0
 """Seconds in which a calculator must stop when it is asked to."""
@@ -67,14 +77,16 @@ def calculate(function: Callable[..., R], *arguments: Any, progress: Progress = 
         used = _take_idle()
         if used is not None:
             with suppress(_Ended), _lent(used):  # being idle, it may have ended just now
-                return used.answer(request, progress)  # type: ignore[no-any-return]
+                used.ask(request)
+                return used.answer(progress)  # type: ignore[no-any-return]
         try:
-            fresh = _Calculator()
+            fresh = _Calculator.started()
         except OSError as error:
             raise DersError(f"no process can be started that computes: {error}") from error
         try:
             with _lent(fresh):
-                return fresh.answer(request, progress)  # type: ignore[no-any-return]
+                fresh.ask(request)
+                return fresh.answer(progress)  # type: ignore[no-any-return]
         except _Ended as error:
             raise DersError(
                 "the process that computes ended before it had a result; there may be too little "
@@ -88,8 +100,47 @@ def warm() -> bool:
     with _lock:
         if not _computes_here() and not _idle:
             with suppress(OSError):
-                _idle.append(_Calculator())
+                _idle.append(_Calculator.started())
         return bool(_idle)
+
+
+@contextmanager
+def begun(function: Callable[..., object], *arguments: Any) -> Iterator[HandedOver]:
+    """Start a calculator that begins at once with `function(*arguments, progress=...)`, for the
+    child process that the block starts, and that calls `take_over`. Yields nothing to hand over if
+    no calculator can be started."""
+    try:
+        calculator = _Calculator.started()
+    except OSError:
+        yield [], {}
+        return
+    with calculator.pipe:
+        with suppress(_Ended):
+            calculator.ask((function, arguments))
+        descriptor = calculator.pipe.fileno()
+        yield [descriptor], {HANDED_OVER: f"{descriptor} {calculator.process.pid}"}
+
+
+def take_over() -> bool:
+    """Use the calculator that the parent of this process began, once it has done what it began
+    with. Returns whether there is one."""
+    numbers = os.environ.pop(HANDED_OVER, "").split()
+    if len(numbers) != 2 or not all(map(str.isdecimal, numbers)):
+        return False
+    descriptor, process = map(int, numbers)
+    try:
+        os.set_inheritable(descriptor, False)
+        calculator = _Calculator(Connection(descriptor), psutil.Process(process))
+    except (OSError, psutil.Error):
+        return False
+    calculator.is_ready = False
+
+    def wait() -> None:
+        with suppress(_Ended, DersError), _lent(calculator):
+            calculator.answer(quiet)
+
+    threading.Thread(target=wait, name="waits for what was begun", daemon=True).start()
+    return True
 
 
 def _computes_here() -> bool:
@@ -121,11 +172,16 @@ class _Ended(Exception):
 class _Calculator:
     """One process, and this end of the pipe to it."""
 
-    def __init__(self) -> None:
-        """Raises OSError if it cannot be started."""
-        self._pipe, theirs = Pipe()
+    def __init__(self, pipe: Connection, process: psutil.Process) -> None:
+        self.pipe, self.process = pipe, process
+        self.is_ready = True
+
+    @classmethod
+    def started(cls) -> _Calculator:
+        """A new process. Raises OSError if it cannot be started."""
+        pipe, theirs = Pipe()
         with theirs:
-            self._process = subprocess.Popen(
+            process = psutil.Popen(
                 [
                     *(sys.executable, "-m", "ders_core.ui.calculator"),
                     *(str(theirs.fileno()), str(IDLE_SECONDS)),
@@ -135,19 +191,22 @@ class _Calculator:
                 env={WAITING: "PASSIVE"} | package_environment(),
                 start_new_session=True,
             )
-        threading.Thread(target=self._process.wait, daemon=True).start()  # leaves no zombie
-        self.is_ready = True
+        threading.Thread(target=process.wait, daemon=True).start()  # leaves no zombie
+        return cls(pipe, process)
 
-    def answer(self, request: Any, progress: Progress) -> Any:
-        """Raises `_Ended`, and what the request or `progress` raises."""
+    def ask(self, request: Any) -> None:
+        """Raises `_Ended`."""
         self.is_ready = False
         with _ending():
-            self._pipe.send(request)
+            self.pipe.send(request)
+
+    def answer(self, progress: Progress) -> Any:
+        """To what was asked. Raises `_Ended`, and what the request or `progress` raises."""
         step, heard = (0, 0, "starting to compute"), time.monotonic()
         while True:
             with _ending():
-                if self._pipe.poll(PULSE):
-                    is_last, value = self._pipe.recv()
+                if self.pipe.poll(PULSE):
+                    is_last, value = self.pipe.recv()
                     if is_last:
                         self.is_ready = True
                         break
@@ -170,16 +229,17 @@ class _Calculator:
     def _stop(self) -> None:
         """Ask for the end of the request; it is ready again if that comes soon."""
         with suppress(_Ended), _ending():
-            self._pipe.send(None)
-            while self._pipe.poll(PATIENCE):
-                is_last, _ = self._pipe.recv()
+            self.pipe.send(None)
+            while self.pipe.poll(PATIENCE):
+                is_last, _ = self.pipe.recv()
                 if is_last:
                     self.is_ready = True
                     return
 
     def end(self) -> None:
-        self._pipe.close()
-        self._process.kill()  # one that hangs hears nothing else
+        self.pipe.close()
+        with suppress(psutil.Error):
+            self.process.kill()  # one that hangs hears nothing else
 
 
 @contextmanager

@@ -5,21 +5,27 @@ No job does it: it would wait behind others.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from ders_core.compute.progress import Progress
+from ders_core.compute.progress import Progress, quiet
 from ders_core.demo.result import MOE
 from ders_core.errors import DersError
+from ders_core.files.private import private_directory
+from ders_core.jobs.schema import one_at_a_time
 from ders_core.jobs.workspace import Workspace
-from ders_core.ui.calculator import calculate, warm
+from ders_core.ui.calculator import HandedOver, begun, calculate, take_over, warm
+from ders_core.ui.opened import Open
 
 DEMO_VARIABLE = "DERS_OPEN_DEMO"
 """In the environment of a server: its first visitor finds the demo open."""
 
-_ONE = threading.Lock()
-"""Two people may ask for the demo at once."""
+UNHURRIED = 5
+"""How nice to other processes the making of a demo is for which nobody waits yet."""
 
 _EXPECTED: set[Path] = set()
 """Workspaces for which it was made ahead, or could not be."""
@@ -30,10 +36,29 @@ def ready_demo(workspace: Workspace) -> Path:
 
     Raises DersError if it cannot be written or read.
     """
-    with _ONE:
+    with _made_by_one(workspace):
         if not _is_analysed(workspace):
             calculate(make_demo, workspace)
     return workspace.demo / MOE
+
+
+def is_expected(workspace: Workspace, environment: Mapping[str, str]) -> bool:
+    """Whether the first visitor of a server in this environment is likely to ask for the demo, and
+    it is not there."""
+    asked = DEMO_VARIABLE in environment or Open.load(workspace).checkpoint is None
+    return asked and not (workspace.demo / MOE).exists()
+
+
+def begun_demo(workspace: Workspace) -> AbstractContextManager[HandedOver]:
+    """Begin to make the demo in a process beside the server that the block starts, and that calls
+    `take_over_demo`."""
+    return begun(make_unhurried, workspace)
+
+
+def take_over_demo(workspace: Workspace) -> None:
+    """Of the process that started this server, if it began to make the demo."""
+    if take_over():
+        _EXPECTED.add(workspace.path)
 
 
 def expect_demo(workspace: Workspace) -> None:
@@ -48,6 +73,35 @@ def expect_demo(workspace: Workspace) -> None:
 def _make_ahead(workspace: Workspace) -> None:
     with suppress(DersError):
         ready_demo(workspace)
+
+
+def make_unhurried(workspace: Workspace, *, progress: Progress) -> None:
+    """Make the demo with what other processes leave of the processors, while `ready_demo` waits. If
+    it cannot be made, that says why."""
+
+    def make() -> None:
+        if sys.platform == "linux":  # of this thread and those that it starts, for good
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), UNHURRIED)
+        with suppress(DersError), _made_by_one(workspace):
+            if not _is_analysed(workspace):
+                make_demo(workspace, progress=quiet)
+
+    progress(0, 0, "making the demo")
+    maker = threading.Thread(target=make)
+    maker.start()
+    maker.join()
+
+
+@contextmanager
+def _made_by_one(workspace: Workspace) -> Iterator[None]:
+    """Let one thread of one process at a time make it."""
+    refusal = "the demo cannot be made"
+    try:
+        private_directory(workspace.path)
+    except OSError as error:
+        raise DersError(f"{refusal}: {workspace.path}: {error.strerror}") from error
+    with one_at_a_time(workspace.path / ".ready-demo.lock", refusal):
+        yield
 
 
 def make_demo(workspace: Workspace, *, progress: Progress) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
-from contextlib import chdir, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from html import escape
 from pathlib import Path
 
@@ -20,10 +20,14 @@ from ders_core.files.private import private_file
 from ders_core.jobs import Workspace, default_workspace, ensure_worker
 from ders_core.jobs.workspace import WORKSPACE_VARIABLE, allow_current_root
 from ders_core.ui.address import HOST, Listening, base_path_of
-from ders_core.ui.demo import DEMO_VARIABLE
+from ders_core.ui.calculator import HandedOver
+from ders_core.ui.demo import DEMO_VARIABLE, begun_demo, is_expected
 from ders_core.ui.guard.lifeline import LIFELINE_VARIABLE
 from ders_core.ui.guard.origins import HOSTS_VARIABLE, origin_of
 from ders_core.ui.guard.secret import TOKEN_VARIABLE, Secret, take_secret
+
+SAID = 4096
+"""Bytes that a server says at most."""
 
 OPENER = "open.html"
 """In the workspace: a page that leads the browser to the studio. Other users can see what a command
@@ -74,10 +78,13 @@ def launch(
     }
     if with_demo:
         environment[DEMO_VARIABLE] = "1"
-    with _server(command, environment, entry.parent) as server, suppress(KeyboardInterrupt):
-        if _wait_for(listening, server):
-            served = _setting("server.baseUrlPath", entry.parent) if path is None else path
-            scheme = "https" if _setting("server.sslCertFile", entry.parent) else "http"
+    ahead = begun_demo(place) if is_expected(place, environment) else nullcontext(([], {}))
+    with (
+        _server(command, environment, entry.parent, ahead) as (server, line),
+        suppress(KeyboardInterrupt),
+    ):
+        if _wait_for(listening, server) and (said := line.recv(SAID)):
+            scheme, _, served = said.decode().rstrip("\n").partition(" ")
             address = secret.in_address(listening.url(served, scheme))
             print(
                 f"DeRS Studio: {address}   (workspace {place.path}; stop with Ctrl-C)", flush=True
@@ -95,21 +102,30 @@ def launch(
 
 @contextmanager
 def _server(
-    command: Sequence[str], environment: dict[str, str], directory: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """The server's process, which ends with the block, and with this process, however it ends."""
-    reading, writing = os.pipe()
-    environment = environment | {LIFELINE_VARIABLE: str(reading)}
-    try:
-        server = subprocess.Popen(command, env=environment, cwd=directory, pass_fds=[reading])
-        os.close(reading)
+    command: Sequence[str],
+    environment: dict[str, str],
+    directory: Path,
+    ahead: AbstractContextManager[HandedOver],
+) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+    """The server's process, which ends with the block, and with this process, however it ends; and
+    where it says by what scheme and below which path it serves, as its own settings have it.
+
+    ahead: begins what the server takes over.
+    """
+    line, held = socket.socketpair()
+    with line:
+        with held, ahead as (files, variables):
+            server = subprocess.Popen(
+                command,
+                env=environment | variables | {LIFELINE_VARIABLE: str(held.fileno())},
+                cwd=directory,
+                pass_fds=[held.fileno(), *files],
+            )
         try:
-            yield server
+            yield server, line
         finally:
             server.terminate()
             server.wait()
-    finally:
-        os.close(writing)
 
 
 def _wait_for(listening: Listening, server: subprocess.Popen[bytes], seconds: float = 60) -> bool:
@@ -119,20 +135,6 @@ def _wait_for(listening: Listening, server: subprocess.Popen[bytes], seconds: fl
             return True
         time.sleep(0.2)
     return False
-
-
-def _setting(name: str, directory: Path) -> str:
-    """A setting of Streamlit's, as a server that is started in a directory reads it; "" for none.
-
-    From the environment, as in STREAMLIT_SERVER_BASE_URL_PATH, or from its configuration files.
-    """
-    variable = re.sub("([A-Z])", r"_\1", f"streamlit.{name}").replace(".", "_").upper()
-    if variable in os.environ:
-        return os.environ[variable]
-    with chdir(directory):
-        from streamlit import config
-
-        return str(config.get_option(name) or "")
 
 
 def _open_browser(address: str, secret: Secret, opener: Path) -> None:

@@ -21,16 +21,17 @@ PATIENCE = 60.0
 SERVER = """
 import threading
 from ders_core.ui.guard.lifeline import hold_on
-hold_on()
-print("ready", flush=True)
+hold_on("ready")
 threading.Event().wait()
 """
 LAUNCHER = """
-import os, sys, time
+import os, sys
+from contextlib import nullcontext
 from pathlib import Path
 from ders_core.ui.launch import _server
-with _server([sys.executable, "-c", sys.argv[1]], dict(os.environ), Path.cwd()) as server:
-    print(server.pid, flush=True)
+command, nothing_begun = [sys.executable, "-c", sys.argv[1]], nullcontext(([], {}))
+with _server(command, dict(os.environ), Path.cwd(), nothing_begun) as (server, line):
+    print(server.pid, line.recv(100).decode(), flush=True)
     server.wait()
 """
 
@@ -44,10 +45,10 @@ def test_the_server_ends_with_its_launcher(end: signal.Signals) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert launcher.stdout is not None
-    lines = {launcher.stdout.readline().strip(), launcher.stdout.readline().strip()}
-    server = int(next(line for line in lines if line.isdigit()))
+    number, said = launcher.stdout.readline().split()
+    server = int(number)
     try:
-        assert "ready" in lines
+        assert said == "ready"
         assert process_lives(server)
         launcher.send_signal(end)
         launcher.wait(PATIENCE)

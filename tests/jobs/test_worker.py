@@ -69,6 +69,28 @@ def test_a_run_from_queue_to_result(
     assert store.workers() == []
 
 
+def test_torch_is_imported_for_the_first_job(
+    workspace: Workspace, store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or when a worker has been idle for a while: not beside the start of its studio."""
+    asked: list[str] = []
+
+    def devices() -> tuple[str, ...]:
+        asked.append("devices")
+        return ("cpu",)
+
+    monkeypatch.setattr("ders_core.jobs.worker._devices", devices)
+    run_worker(workspace, stop_when_idle=True)
+    assert asked == []
+    for name in ("one", "two"):
+        submit_run(store, tmp_path / name, FAST_RECIPE)
+    run_worker(workspace, stop_when_idle=True)
+    assert asked == ["devices"]
+    monkeypatch.setattr("ders_core.jobs.worker.SETTLED", -1.0)
+    run_worker(workspace, stop_when_idle=True)
+    assert asked == ["devices"] * 2
+
+
 def test_errors_become_sentences(
     workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

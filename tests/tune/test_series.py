@@ -100,7 +100,7 @@ def test_the_page_shows_what_was_measured() -> None:
         {"quantized": 1.1},
     )
     predicted, tuned, uniform = pareto(found, 10_000).data
-    assert list(tuned.x) == [0.1, 0.2]
+    assert list(tuned.x) == [10, 20]
     assert list(tuned.y) == [0.4, 0.1]
     assert list(tuned.error_y.array) == pytest.approx([0.08, 0.02])
     assert tuned.mode == uniform.mode == "markers"  # nothing is drawn between two

@@ -4,8 +4,10 @@ instead of torch, and start at once; `test_without_torch.py` has one as it is.""
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import pytest
 from support.messages import raises_saying
 
 from ders_core.errors import CheckpointError, DersError
+from ders_core.jobs.process import package_environment
 from ders_core.ui import calculator
 from ders_core.ui.calculator import calculate, warm
 
@@ -28,6 +31,10 @@ def add(first, second, *, progress):
     for done in range(first):
         progress(done, first, "adding")
     return first + second, os.getpid()
+
+def note(file, *, progress):
+    time.sleep(0.2)
+    open(file, "w").write(str(os.getpid()))
 
 def refuse(*, progress):
     raise CheckpointError("model.safetensors is damaged")
@@ -169,9 +176,47 @@ def test_a_process_that_hangs_is_left_and_ended(
 
 def test_none_outlives_its_use(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, process = calculate(functions.add, 0, 1)
-    calculator._idle.pop()._pipe.close()  # as when the app ends
+    calculator._idle.pop().pipe.close()  # as when the app ends
     assert ended(process)
     monkeypatch.setattr(calculator, "IDLE_SECONDS", 0.05)
     _, idle = calculate(functions.add, 0, 1)
     assert ended(idle)
     assert calculate(functions.add, 0, 2)[0] == 2
+
+
+TAKES_OVER = """
+import json, sys, some_functions
+from ders_core.ui import calculator
+calculator._computes_here = lambda: False
+taken = [calculator.take_over(), calculator.take_over()]
+for _ in range(3000):
+    if calculator._idle:
+        break
+    some_functions.time.sleep(0.01)
+print(json.dumps([taken, calculator.calculate(some_functions.add, 0, 5)]))
+"""
+
+
+def test_a_child_takes_over_what_was_begun(functions: Any, tmp_path: Path) -> None:
+    """It waits for what was begun, and then has the same process."""
+    done = tmp_path / "done"
+    with calculator.begun(functions.note, str(done)) as (files, variables):
+        child = subprocess.run(
+            [sys.executable, "-c", TAKES_OVER],
+            env=package_environment() | variables,
+            pass_fds=files,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    taken, (total, process) = json.loads(child.stdout)
+    assert (taken, total) == ([True, False], 5)
+    assert done.read_text() == str(process) == variables[calculator.HANDED_OVER].split()[1]
+    assert ended(process)
+
+
+@pytest.mark.parametrize("words", ["", "5", "a b", "-1 3", "99999 99999999"])
+def test_nothing_is_taken_over_from_odd_words(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(calculator.HANDED_OVER, words)
+    assert not calculator.take_over()
+    assert calculator.HANDED_OVER not in os.environ

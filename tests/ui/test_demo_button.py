@@ -14,10 +14,19 @@ from support.studio_pages import on, words
 import ders_core.analysis
 import ders_core.demo.unpack
 from ders_core.analysis import Analysis
+from ders_core.compute.progress import quiet
 from ders_core.demo.unpack import TRAINED
+from ders_core.errors import CheckpointError
 from ders_core.jobs import JobStore, Workspace
 from ders_core.packed.open import open_checkpoint
-from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, make_demo, ready_demo
+from ders_core.ui.demo import (
+    DEMO_VARIABLE,
+    expect_demo,
+    is_expected,
+    make_demo,
+    make_unhurried,
+    ready_demo,
+)
 from ders_core.ui.opened import RECENT, Open
 
 
@@ -104,6 +113,41 @@ def test_it_is_made_before_somebody_asks_for_it(
     expect_demo(workspace)
     assert done.wait(60)
     assert asked == [(make_demo, workspace)]
+
+
+def test_it_is_made_before_the_server_starts(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, mixtral_dir: Path
+) -> None:
+    """Where somebody may ask for it; who asks meanwhile waits, and a fault is told to them."""
+    assert is_expected(workspace, {})
+    Open(str(mixtral_dir)).save(workspace)
+    assert not is_expected(workspace, {})
+    assert is_expected(workspace, {DEMO_VARIABLE: "1"})
+    begun, asked = threading.Event(), threading.Event()
+    made: list[str] = []
+
+    def make(of: Workspace, *, progress: object) -> None:
+        made.append("begun")
+        begun.set()
+        asked.wait(0.2)  # nobody comes through
+        made.append("ended")
+        raise CheckpointError("the package is damaged")
+
+    def ask() -> None:
+        assert begun.wait(60)
+        ready_demo(workspace)
+        asked.set()
+
+    def computed(function: object, of: Workspace) -> None:
+        made.append("asked")
+
+    monkeypatch.setattr("ders_core.ui.demo.make_demo", make)
+    monkeypatch.setattr("ders_core.ui.demo.calculate", computed)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    make_unhurried(workspace, progress=quiet)
+    asking.join()
+    assert made == ["begun", "ended", "asked"]
 
 
 def test_a_demo_that_cannot_be_unpacked_is_a_sentence(

@@ -64,6 +64,7 @@ def test_two_directories_are_asked_in_the_worker(
     assert (spec.prompt, spec.max_tokens, spec.temperature) == ("The river runs", 5, 0.0)
     assert not spec.chat
     assert job.title in words(app)
+    assert "Nothing was asked yet" not in words(app)
     work()
     result = AskResult.of(store.get(job.id))
     assert result is not None, store.get(job.id).error

@@ -166,7 +166,7 @@ _RECIPE = "name: clicked\nrules:\n  - codec: quantized\n    bits: 3\n"
 
 
 def _event(share: float, kl: float) -> Any:
-    return SimpleNamespace(selection=SimpleNamespace(points=[{"x": share, "y": kl}]))
+    return SimpleNamespace(selection=SimpleNamespace(points=[{"x": 100 * share, "y": kl}]))
 
 
 def test_a_pilot_is_filed_and_its_report_offered(

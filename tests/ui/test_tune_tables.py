@@ -110,7 +110,7 @@ def test_runs_and_trials_are_points_with_intervals(workspace: Workspace, mixtral
     curve = pd.DataFrame({"share": [0.1, 0.5, 0.9], "kl": [1.0, 0.1, 0.0]})
     figure = figures.frontier(curve, curve, points, (0.5, 0.1))
     by_name = {trace.name: trace for trace in figure.data}
-    assert list(by_name["predicted, tuned"].x) == [0.1, 0.5]  # 0 is not on a logarithmic scale
+    assert list(by_name["predicted, tuned"].x) == [10, 50]  # 0 is not on a logarithmic scale
     tuned: go.Scatter = by_name["measured, tuned"]
     assert tuned.error_y.array[0] == pytest.approx(0.01)
     assert tuned.error_y.arrayminus[0] == pytest.approx(0.005)

@@ -11,6 +11,7 @@ from ders_core.files.named_texts import NamedTexts, by_name
 from ders_core.files.place_errors import writing
 from ders_core.files.texts import Texts, as_paths
 from ders_core.files.writer import write_text
+from ders_core.units import share_text
 
 SHARE = 0.6
 """Of each text that is calibrated on, from its beginning."""
@@ -54,8 +55,8 @@ def split_text(text: NamedTexts, read: Callable[[Texts], str], directory: Path) 
             write_text(heldout[name], second)
     whose = "each text" if len(named) > 1 else "the text"
     told = (
-        f"calibrated on the first {SHARE:.0%} of {whose}, and measured on the rest, which the "
-        "calibration never saw"
+        f"calibrated on the first {share_text(SHARE)} of {whose}, and measured on the rest, which "
+        "the calibration never saw"
     )
     return Parts(calibration, heldout.get("", heldout), told)
 

@@ -11,16 +11,20 @@ from ders_core.ui.guard.asgi import Application, Message, Receive, Scope, Send
 SCRIPT = 'window.__streamlit={BACKEND_BASE_URL:new URL("./",location.href).href}'
 """Addresses of pages have one part: what stands before it is the server's."""
 
-_HEAD = b"<head>"
+_HEAD, _END_OF_HEAD = b"<head>", b"</head>"
 _INSERTED = f"<script>{SCRIPT}</script>".encode()
 
 
 class RootAddress:
     """ASGI middleware: adds `SCRIPT` to the HTML pages that are answered whole. Who asks for a page
-    gets it as it is, not compressed."""
+    gets it as it is, not compressed.
 
-    def __init__(self, app: Application) -> None:
+    links: HTML that ends their heads.
+    """
+
+    def __init__(self, app: Application, *, links: str = "") -> None:
         self._app = app
+        self._links = links.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "GET":
@@ -40,6 +44,7 @@ class RootAddress:
                 body.extend(message.get("body", b""))
                 if not message.get("more_body"):
                     page = bytes(body).replace(_HEAD, _HEAD + _INSERTED, 1)
+                    page = page.replace(_END_OF_HEAD, self._links + _END_OF_HEAD, 1)
                     await send(_with_length(start, len(page)))
                     await send({"type": "http.response.body", "body": page})
             else:

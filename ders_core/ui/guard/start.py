@@ -12,12 +12,17 @@ from streamlit import config
 
 from ders_core.errors import DersError
 from ders_core.ui.address import ANY, Listening
+from ders_core.ui.guard.browser_code import BrowserCode
+from ders_core.ui.guard.first_code import links
 from ders_core.ui.guard.lifeline import LIFELINE_VARIABLE, hold_on
 from ders_core.ui.guard.middleware import Guard
 from ders_core.ui.guard.origins import HOSTS_VARIABLE, Origins, origin_of
 from ders_core.ui.guard.policy import studio_headers
 from ders_core.ui.guard.root_address import RootAddress
 from ders_core.ui.guard.secret import take_secret
+
+STATIC = Path(streamlit.__file__).parent / "static" / "static"
+"""The code that Streamlit sends to browsers."""
 
 
 def protection() -> list[Middleware]:
@@ -28,25 +33,31 @@ def protection() -> list[Middleware]:
     one sentence for a token or a host that cannot be used.
     """
     try:
-        return [_guard(), Middleware(RootAddress)]
+        return [_guard(), Middleware(RootAddress, links=links(STATIC)), _browser_code()]
     except DersError as error:
         sys.exit(f"ders: {error}")
 
 
 def _guard() -> Middleware:
     launched = LIFELINE_VARIABLE in os.environ
-    hold_on()
+    base_path = str(config.get_option("server.baseUrlPath") or "")
+    scheme = "https" if config.get_option("server.sslCertFile") else "http"
+    hold_on(f"{scheme} {base_path}\n")
     secret = take_secret()
     host = str(config.get_option("server.address") or "0.0.0.0")
-    scheme = "https" if config.get_option("server.sslCertFile") else "http"
     further = map(origin_of, os.environ.get(HOSTS_VARIABLE, "").split())
     if not launched:
         listening = Listening(ANY.get(host, host), int(config.get_option("server.port")))
-        address = listening.url(str(config.get_option("server.baseUrlPath") or ""), scheme)
+        address = listening.url(base_path, scheme)
         print(f"DeRS Studio: {secret.in_address(address)}", flush=True)
     return Middleware(
         Guard,
         origins=Origins.of(host, scheme, further),
         secret=secret,
-        headers=studio_headers(Path(streamlit.__file__).parent / "static" / "index.html"),
+        headers=studio_headers(STATIC.parent / "index.html"),
     )
+
+
+def _browser_code() -> Middleware:
+    base = str(config.get_option("server.baseUrlPath") or "").strip("/")
+    return Middleware(BrowserCode, static=STATIC, base_path=f"/{base}" if base else "")

@@ -34,11 +34,13 @@ def show_next(job: Job) -> None:
 
 
 def shown_replies() -> None:
-    """The newest question that has ended, or another one that is chosen; how to ask, without
-    any."""
-    jobs = {job.id: job for job in session.job_store().page(Which(("ask",), ENDED))}
+    """The newest question that has ended, or another one that is chosen; how to ask, where nothing
+    was asked."""
+    store = session.job_store()
+    jobs = {job.id: job for job in store.page(Which(("ask",), ENDED))}
     if not jobs:
-        st.info(NOBODY)
+        if not store.count(Which(("ask",))):
+            st.info(NOBODY)
         return
     if st.session_state.get(_NEXT) in jobs:
         kept.put({SHOWN: st.session_state.pop(_NEXT)})

@@ -41,7 +41,7 @@ def clicked_row(event: Any, measured: pd.DataFrame) -> pd.Series | None:
     """The measured recipe at a clicked point; None where nothing, or no measured one, was."""
     selection = getattr(event, "selection", None)
     for point in getattr(selection, "points", None) or ():
-        same = np.isclose(measured["share"], point["x"], rtol=1e-6) & np.isclose(
+        same = np.isclose(100 * measured["share"], point["x"], rtol=1e-6) & np.isclose(
             measured["kl"], point["y"], rtol=1e-6
         )
         if same.any():
