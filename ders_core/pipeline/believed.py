@@ -38,10 +38,11 @@ class Inputs:
     def on(self, device: str) -> Inputs:
         return replace(self, believed=self.believed.to(device))
 
-    def output_squared(self, error: torch.Tensor) -> float:
-        """E‖E·x‖² for an error E `[out, in]`, of the inputs as they were measured."""
+    def output_squared(self, error: torch.Tensor) -> torch.Tensor:
+        """E‖E·x‖² for an error E `[out, in]`, of the inputs as they were measured: float64 `[]` on
+        their device, which nothing waits for."""
         shrunken = output_squared(error, self.believed)
         if self.share == 1:
             return shrunken
         alone = output_squared(error, self.believed.diagonal())
-        return max((shrunken - (1 - self.share) * alone) / self.share, 0.0)
+        return ((shrunken - (1 - self.share) * alone) / self.share).clamp_min(0)

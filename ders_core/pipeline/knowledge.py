@@ -11,11 +11,11 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
-from ders_core.decompose.distortion import Squares, sums_of
+from ders_core.decompose.distortion import sums_of
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.judge import Judge, Losses, Probe
+from ders_core.pipeline.judge import Judge, Losses, probe_sums
 from ders_core.pipeline.moments import guiding_moments, moments_of_experts
 
 Shared = Callable[[Sequence[int]], "Curvature | None"]
@@ -200,21 +200,15 @@ def _seed(stack: MatrixStack, number: int, seed: int) -> int:
 
 @dataclass(frozen=True)
 class EncodedExpert:
-    """parts: on the device of the weight. sums: `sums_of` the weight, and of the delta alone
-    where that differs, float64 `[1 or 2, 4]`, there too. judged: what it loses, by these."""
+    """parts: on the device of the weight. sums: of `Judge.sums`, there too."""
 
     parts: Parts
     sums: torch.Tensor
-    judged: Callable[[Squares, Squares], Losses]
-
-    def losses_by(self, sums: Sequence[Sequence[float]]) -> Losses:
-        """What it loses. sums: the numbers of `sums`."""
-        return self.judged(Squares.of(sums[0]), Squares.of(sums[-1]))
 
     @property
     def losses(self) -> Losses:
         """What it loses; a GPU is waited for."""
-        return self.losses_by(self.sums.tolist())
+        return Losses.of(self.sums.tolist())
 
 
 def encode_expert(
@@ -237,24 +231,22 @@ def encode_expert(
     rounding does to PROBED_ROWS; None: not measured. Raises CodecError."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
     parts = codec.pack(weight, start, context)
-    probe = Probe()
+    probe: torch.Tensor | None = None
     if rounded_from is not None and isinstance(codec, DeltaCodec):
         rows = _probed_rows(len(weight))
         synthesized, delta = codec.unpack_with_rows(rows, parts, base, context)
-        probe = Probe.of(synthesized[rows], rounded_from[rows], delta, weight[rows])
+        probe = probe_sums(synthesized[rows], rounded_from[rows], delta, weight[rows])
     else:
         synthesized = codec.unpack(parts, base, context)
-    judged, sums = synthesized, [sums_of(synthesized, weight, base)]
+    judged, squares = synthesized, sums_of(synthesized, weight, base)
+    own = squares
     if start is not base:
         judged = codec.unpack(parts, start, context)
-        sums.append(sums_of(judged, weight, start))
-    if inputs is None and charge is None:  # nothing else of the matrix is looked at
-        plain = partial(Losses, probe=probe)
-        return EncodedExpert(parts, torch.stack(sums), plain)
+        own = sums_of(judged, weight, start)
     judge = Judge(weight, start, context, charge, router, inputs, shrinks)
-    squares, own = (Squares.of(sums[number].tolist()) for number in (0, -1))
-    losses = judge.losses(synthesized, judged, squares, own, probe)
-    return EncodedExpert(parts, torch.stack(sums), lambda *_: losses)
+    if probe is None:
+        probe = squares.new_zeros(2)
+    return EncodedExpert(parts, judge.sums(synthesized, judged, squares, own, probe))
 
 
 def _probed_rows(count: int) -> slice:

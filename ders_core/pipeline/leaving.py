@@ -42,7 +42,7 @@ def _brought(experts: list[EncodedExpert]) -> list[tuple[Parts, Losses]]:
     brought = iter(bring_together(tensors))
     left = list[tuple[Parts, Losses]]()
     for each in experts:
-        losses = each.losses_by(next(brought).tolist())
+        losses = Losses.of(next(brought).tolist())
         left.append(({name: next(brought) for name in each.parts}, losses))
     experts.clear()
     return left

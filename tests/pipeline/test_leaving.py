@@ -23,7 +23,6 @@ from ders_core.errors import CheckpointError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline import leaving
 from ders_core.pipeline.encoder import Encoder, Encoding
-from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import EncodedExpert, Knowledge
 from ders_core.pipeline.leaving import bring_together
 from ders_core.pipeline.plan import base_form
@@ -104,10 +103,10 @@ def test_what_has_left_is_free_on_the_device(monkeypatch: pytest.MonkeyPatch) ->
     made = list[ref[torch.Tensor]]()
 
     def encoded_expert() -> EncodedExpert:
-        codes, sums = torch.zeros(10, dtype=torch.uint8), torch.zeros(1, 4, dtype=torch.float64)
+        codes, sums = torch.zeros(10, dtype=torch.uint8), torch.zeros(16, dtype=torch.float64)
         parts = {"codes": codes.to(DEVICE)}
         made.append(ref(parts["codes"]))
-        return EncodedExpert(parts, sums.to(DEVICE), lambda *_: Losses())
+        return EncodedExpert(parts, sums.to(DEVICE))
 
     monkeypatch.setattr(leaving, "AT_ONCE", 30)
     with counted_waits():
