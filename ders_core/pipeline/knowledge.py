@@ -11,7 +11,9 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
+from ders_core.compute.checks import checked_later
 from ders_core.decompose.distortion import sums_of
+from ders_core.errors import DersError
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import Calibration
@@ -200,15 +202,25 @@ def _seed(stack: MatrixStack, number: int, seed: int) -> int:
 
 @dataclass(frozen=True)
 class EncodedExpert:
-    """parts: on the device of the weight. sums: of `Judge.sums`, there too."""
+    """parts: on the device of the weight. sums: of `Judge.sums`, and 1 for each check that holds, 0
+    for one that does not; there too. errors: of these checks."""
 
     parts: Parts
     sums: torch.Tensor
+    errors: tuple[DersError, ...] = ()
+
+    def losses_by(self, numbers: Sequence[float]) -> Losses:
+        """What it loses. numbers: of `sums`. Raises the error of a check that does not hold."""
+        count = len(numbers) - len(self.errors)
+        for error, holds in zip(self.errors, numbers[count:], strict=True):
+            if not holds:
+                raise error
+        return Losses.of(numbers[:count])
 
     @property
     def losses(self) -> Losses:
-        """What it loses; a GPU is waited for."""
-        return Losses.of(self.sums.tolist())
+        """The same; a GPU is waited for."""
+        return self.losses_by(self.sums.tolist())
 
 
 def encode_expert(
@@ -228,9 +240,11 @@ def encode_expert(
     of `Knowledge`; inputs, shrinks: as of `Knowledge`. origin: what the delta is taken against, if
     it is not the base that it will be added to; then costs are those of the delta alone.
     rounded_from: that base, in float32 if the delta does not know its rounding, to measure what
-    rounding does to PROBED_ROWS; None: not measured. Raises CodecError."""
+    rounding does to PROBED_ROWS; None: not measured. Raises CodecError; of what is checked on a
+    GPU, `EncodedExpert.losses_by` does."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
-    parts = codec.pack(weight, start, context)
+    with checked_later() as checks:
+        parts = codec.pack(weight, start, context)
     probe: torch.Tensor | None = None
     if rounded_from is not None and isinstance(codec, DeltaCodec):
         rows = _probed_rows(len(weight))
@@ -246,7 +260,10 @@ def encode_expert(
     judge = Judge(weight, start, context, charge, router, inputs, shrinks)
     if probe is None:
         probe = squares.new_zeros(2)
-    return EncodedExpert(parts, judge.sums(synthesized, judged, squares, own, probe))
+    sums = judge.sums(synthesized, judged, squares, own, probe)
+    if checks:
+        sums = torch.cat([sums, torch.stack([each.holds for each in checks]).double()])
+    return EncodedExpert(parts, sums, tuple(each.error for each in checks))
 
 
 def _probed_rows(count: int) -> slice:

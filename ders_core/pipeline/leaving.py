@@ -22,7 +22,7 @@ ALIGNMENT = 16
 
 def on_cpu(encoded: Iterable[EncodedExpert]) -> Iterator[tuple[Parts, Losses]]:
     """The parts on the CPU and the losses of each expert, in order. On a GPU the next ones are
-    encoded before the first are brought."""
+    encoded before the first are brought. Raises the errors of their checks."""
     waiting, held = list[EncodedExpert](), 0
     for expert in encoded:
         if expert.sums.device.type == "cpu":
@@ -42,7 +42,7 @@ def _brought(experts: list[EncodedExpert]) -> list[tuple[Parts, Losses]]:
     brought = iter(bring_together(tensors))
     left = list[tuple[Parts, Losses]]()
     for each in experts:
-        losses = Losses.of(next(brought).tolist())
+        losses = each.losses_by(next(brought).tolist())
         left.append(({name: next(brought) for name in each.parts}, losses))
     experts.clear()
     return left

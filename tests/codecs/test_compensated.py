@@ -146,7 +146,7 @@ def test_where_it_does_not_pay_values_are_rounded_to_the_nearest() -> None:
         merits = []
         for rounding in ("nearest", "compensated"):
             taken, back = pack(by_knob(knob, rounding), delta, known)
-            cost = known.curvature.cost(back - delta, moments)
+            cost = float(known.curvature.cost(back - delta, moments))
             merits.append(cost + knob**2 / 12 * math.log(2) * 8 * taken)
         assert merits[1] <= merits[0] * 1.001
         chosen.add(merits[1] < merits[0])
