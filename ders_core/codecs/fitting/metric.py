@@ -89,7 +89,8 @@ def _largest(moments: torch.Tensor) -> torch.Tensor:
     if not len(moments):
         return moments.new_zeros(())
     if len(moments) <= EXACT_BELOW:
-        return torch.linalg.eigvalsh(moments)[-1]
+        values: torch.Tensor = torch.linalg.eigvalsh(moments)
+        return values[-1]
     space = Krylov(Dense(moments.float()), WIDTH, seed=0)
     for _ in range(STEPS):
         space.grow()
