@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from each_model import KnownModel, run
 from remembered import Remembered
 from unbiased_models import Model
@@ -102,8 +103,10 @@ def predictions(original: Checkpoint, packed: Path, calibration: Calibration) ->
             moments = known.context(group, expert, 0).moments
             squares += compare(codes.read(expert), weight, base)
             deviation = Deviation(codes.read(expert), weight, base)
-            by_columns += deviation.noise_sums(1.0, curvature, None).correlated
-            full += deviation.noise_sums(1.0, curvature, moments).correlated
+            one = torch.ones((), dtype=torch.float64)
+            columns = deviation.noise_sums(one, curvature, None).correlated
+            by_columns += Correlated(*columns.tolist())
+            full += Correlated(*deviation.noise_sums(one, curvature, moments).correlated.tolist())
             deltas.append((decoded, delta))
         if not squares.error:
             continue
@@ -133,7 +136,7 @@ def _noise_cost(
         curvature = known.charge(expert)
         assert curvature is not None
         moments = known.context(group, expert, 0).moments
-        total += curvature.cost(decoded - gain * delta, moments)
+        total += float(curvature.cost(decoded - gain * delta, moments))
     return total
 
 

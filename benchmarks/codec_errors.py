@@ -111,8 +111,8 @@ def measured(name: str, kind: str, groups: list[Group], run: Callable[[Group], C
             count += delta.numel()
             error += squared(approximation - delta)
             energy += squared(delta)
-            output += output_squared(approximation - delta, group.fresh)
-            whole += output_squared(delta, group.fresh)
+            output += float(output_squared(approximation - delta, group.fresh))
+            whole += float(output_squared(delta, group.fresh))
     return Result(
         name,
         kind,

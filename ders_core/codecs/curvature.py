@@ -11,7 +11,9 @@ from functools import cached_property
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.sent import sent
 from ders_core.compute.symmetric import half_product, values_at_once
+from ders_core.compute.tensor_scale import tensor_scale_of
 from ders_core.later import torch
 
 DAMPING = 0.005
@@ -26,9 +28,9 @@ class Curvature:
 
     columns: float32 `[in]`, the mean over tokens of x_j²·‖g‖². rows: float32 `[out]`, of g_i²·‖x‖²,
     where x enters the weight and g is the gradient of log p (a label drawn from the model) after
-    it. Both have the same sum: the marginals of Σ_t x_tj² g_ti², which are exact; their product is
-    its best approximation by a matrix of rank 1 that keeps them (as in Adafactor, arXiv
-    1804.04235).
+    it; both on the CPU. They have the same sum: the marginals of Σ_t x_tj² g_ti², which are exact;
+    their product is its best approximation by a matrix of rank 1 that keeps them (as in Adafactor,
+    arXiv 1804.04235).
     """
 
     columns: torch.Tensor
@@ -61,15 +63,16 @@ class Curvature:
         share = float(chosen.double().sum()) / total if total else 0.0
         return Curvature(self.columns * share, chosen)
 
-    def cost(self, error: torch.Tensor, moments: torch.Tensor | None = None) -> float:
-        """What an error `[out, in]` on any device costs, in float64.
+    def cost(self, error: torch.Tensor, moments: torch.Tensor | None = None) -> torch.Tensor:
+        """What an error `[out, in]` on any device costs: float64 `[]` there, which nothing waits
+        for.
 
         moments: E[x xᵀ] `[in, in]` of the inputs, symmetric. With them it is
         ½ Σ_i rows_i / Σ columns · E_i M E_iᵀ, with M = D^½ R D^½ of columns D and the damped
         correlation R of inputs: errors that hang together along a row may cost more or less than
         independent ones, which cost ½ Σ C_ij E_ij².
         """
-        return self.inner_products(lambda rows: [error[rows]], 1, error.device, moments)[0][0] / 2
+        return self.inner_products(lambda rows: [error[rows]], 1, error.device, moments)[0, 0] / 2
 
     def inner_products(
         self,
@@ -77,13 +80,15 @@ class Curvature:
         count: int,
         device: torch.device,
         moments: torch.Tensor | None = None,
-    ) -> list[list[float]]:
-        """Those of each two of some matrices `[out, in]`, in float64 `[count, count]`: that of one
-        with itself is twice what `cost` says. moments: as of `cost`.
+    ) -> torch.Tensor:
+        """Those of each two of some matrices `[out, in]`, float64 `[count, count]` on their device,
+        which nothing waits for: that of one with itself is twice what `cost` says. moments: as of
+        `cost`.
 
         read: some rows of each matrix, on the device.
         """
-        sums, total = [[0.0] * count for _ in range(count)], self.total
+        sums = torch.zeros(count, count, dtype=torch.float64, device=device)
+        total = self.total
         if not total:
             return sums
         metric: _Metric
@@ -91,13 +96,14 @@ class Curvature:
             metric = _Apart.of(self, device)
         else:
             metric = _Related.of(self, moments, device)
-        shape, rows = (len(self.rows), len(self.columns)), self.rows.to(device).double()
+        shape = (len(self.rows), len(self.columns))
+        rows = sent(self.rows, device).double()
         for piece in row_pieces(shape, metric.values(shape)):
             scales, products = metric.products(read(piece))
             for (one, other), product in products.items():
-                part = float(product @ rows[piece]) * scales[one] * scales[other]
-                sums[one][other] += part / total
-                sums[other][one] = sums[one][other]
+                part = (product @ rows[piece]) * scales[one] * scales[other]
+                sums[one, other] += part / total
+                sums[other, one] = sums[one, other]
         return sums
 
 
@@ -113,8 +119,8 @@ class _Metric(ABC):
         """How many values of a matrix of this shape are multiplied at a time."""
 
     @abstractmethod
-    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[list[float], Products]:
-        """(what each matrix was divided by, the products of their rows)."""
+    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Products]:
+        """(what each matrix was divided by, float64 `[matrices]`; the products of their rows)."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +131,14 @@ class _Apart(_Metric):
 
     @classmethod
     def of(cls, curvature: Curvature, device: torch.device) -> _Apart:
-        return cls(curvature.columns.to(device).double())
+        return cls(sent(curvature.columns, device).double())
 
     def values(self, shape: tuple[int, int]) -> int:
         return chunk_values(self.weights.device)
 
-    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[list[float], Products]:
+    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Products]:
         exact = [matrix.double() for matrix in matrices]
-        return [1.0] * len(exact), {
+        return self.weights.new_ones(len(exact)), {
             (one, other): (exact[one] * exact[other]) @ self.weights
             for one, other in _pairs(len(exact))
         }
@@ -150,19 +156,19 @@ class _Related(_Metric):
     @classmethod
     def of(cls, curvature: Curvature, moments: torch.Tensor, device: torch.device) -> _Related:
         root, scale = curvature.column_roots
-        return cls(correlation_of(moments).to(device), root.to(device), scale)
+        return cls(correlation_of(moments).to(device), sent(root, device), scale)
 
     def values(self, shape: tuple[int, int]) -> int:
         return values_at_once(shape, self.root.device)
 
-    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[list[float], Products]:
-        scales = [scale_of(matrix) for matrix in matrices]
+    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Products]:
+        scales = [tensor_scale_of(matrix) for matrix in matrices]
         weighed = [
             (matrix.float() / scale).mul_(self.root)
             for matrix, scale in zip(matrices, scales, strict=True)
         ]
         halves = [half_product(each, self.correlation) for each in weighed]
-        return [scale * self.scale for scale in scales], {
+        return torch.stack(scales).double() * self.scale, {
             (one, other): _summed(halves[one], weighed[other], halves[other], weighed[one])
             for one, other in _pairs(len(weighed))
         }

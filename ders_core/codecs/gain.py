@@ -121,7 +121,7 @@ def best_gain(
     """
     error = decoded - delta
     if context.curvature is not None and context.removal is not None:
-        noise = context.curvature.cost(error, context.moments)
+        noise = float(context.curvature.cost(error, context.moments))
         removal = context.removal
         return removal / (removal + noise) if removal > 0 else 1.0
     scale = scale_of(delta)

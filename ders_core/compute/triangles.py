@@ -14,15 +14,16 @@ COLUMNS = 256
 """Of a block: many for products to be quick, few for the memory of a block in float64."""
 
 
-def factorize(matrix: torch.Tensor) -> None:
+def factorize(matrix: torch.Tensor) -> torch.Tensor:
     """A symmetric positive definite H `[n, n]`, float32 or float64, becomes the upper triangular R
-    with R·Rᵀ = H. Only the upper triangle is read. Raises torch.linalg.LinAlgError if a block is
-    not positive definite."""
-    size = len(matrix)
+    with R·Rᵀ = H. Only the upper triangle is read. Returns whether it was positive definite, bool
+    `[]` on its device, which nothing waits for; if not, what it becomes means nothing."""
+    size, is_definite = len(matrix), torch.ones((), dtype=torch.bool, device=matrix.device)
     for here in reversed(list(pieces(size, COLUMNS))):
         known = matrix[here, here.stop :].double()
         corner = matrix[here, here].double() - known @ known.mT
-        corner = torch.linalg.cholesky(corner.flip(0, 1), upper=False).flip(0, 1)
+        corner, failed = torch.linalg.cholesky_ex(corner.flip(0, 1), upper=False)
+        corner, is_definite = corner.flip(0, 1), is_definite & (failed == 0)
         for above in pieces(here.start, COLUMNS):
             rest = matrix[above, here].double() - matrix[above, here.stop :].double() @ known.mT
             matrix[above, here] = torch.linalg.solve_triangular(
@@ -30,6 +31,7 @@ def factorize(matrix: torch.Tensor) -> None:
             )
         matrix[here, here] = corner
         matrix[here, : here.start] = 0
+    return is_definite
 
 
 def invert(upper: torch.Tensor) -> None:
@@ -45,12 +47,13 @@ def invert(upper: torch.Tensor) -> None:
         upper[here, here] = corner
 
 
-def inverse_factor(matrix: torch.Tensor) -> None:
+def inverse_factor(matrix: torch.Tensor) -> torch.Tensor:
     """A positive definite H `[n, n]` becomes the upper triangular U with UᵀU = H⁻¹, which is R⁻¹ of
-    `factorize`; dtypes and errors as there. Of an error in column j that those after it make up for
-    as well as they can, 1/U_jj² is left."""
-    factorize(matrix)
+    `factorize`; dtypes, and what is returned, as there. Of an error in column j that those after it
+    make up for as well as they can, 1/U_jj² is left."""
+    is_definite = factorize(matrix)
     invert(matrix)
+    return is_definite
 
 
 def times_lower(lower: torch.Tensor, block: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ders_core.compute import kernels
-from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, pieces, row_pieces
 from ders_core.compute.sums import SUMMED_FIRST, halved_sum
 from ders_core.compute.symmetric import half_product, values_at_once
+from ders_core.compute.tensor_scale import tensor_scale_of
 from ders_core.later import np, torch
 
 
@@ -64,6 +64,12 @@ def compare(
     sums with the delta are 0."""
     squares = Squares.of(sums_of(synthesized, weight, base).tolist())
     return squares if base is not None else Squares(squares.error, 0.0, squares.weight, 0.0)
+
+
+def gain_of(sums: torch.Tensor) -> torch.Tensor:
+    """`Squares.gain` of the four numbers of `sums_of`: float64 `[]` on their device."""
+    _, delta, _, shared = sums
+    return torch.where(delta != 0, 1 - shared / delta, 1.0)
 
 
 def sums_of(
@@ -157,17 +163,18 @@ def relative_errors(error: float, delta_energy: float, weight_energy: float) -> 
     )
 
 
-def output_squared(error: torch.Tensor, moments: torch.Tensor) -> float:
+def output_squared(error: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
     """E‖E·x‖² for an error E `[out, in]`, of inputs x with the second moments `[in, in]` float32,
-    symmetric, or `[in]` their diagonal."""
-    total = 0.0
+    symmetric, or `[in]` their diagonal: float64 `[]` on their device, which nothing waits for."""
+    total = torch.zeros((), dtype=torch.float64, device=error.device)
     for rows in output_pieces(error.shape, moments):
         piece = error[rows].float()
-        scale = scale_of(piece)
+        scale = tensor_scale_of(piece)
         piece = piece / scale
         weighted = piece * moments if moments.dim() == 1 else half_product(piece, moments)
-        total += float(weighted.mul_(piece).sum(1).sum(dtype=torch.float64)) * scale**2
-    return max(total, 0.0)
+        square = weighted.mul_(piece).sum(1).sum(dtype=torch.float64)
+        total += square * scale.double().square()
+    return total.clamp_min(0)
 
 
 def output_pieces(shape: Sequence[int], moments: torch.Tensor) -> Iterator[slice]:

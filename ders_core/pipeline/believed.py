@@ -35,13 +35,14 @@ class Inputs:
         moments.div_(doubt).diagonal().copy_(diagonal)
         return cls(moments, 1 / doubt)
 
-    def on(self, device: str) -> Inputs:
+    def on(self, device: torch.device) -> Inputs:
         return replace(self, believed=self.believed.to(device))
 
-    def output_squared(self, error: torch.Tensor) -> float:
-        """E‖E·x‖² for an error E `[out, in]`, of the inputs as they were measured."""
+    def output_squared(self, error: torch.Tensor) -> torch.Tensor:
+        """E‖E·x‖² for an error E `[out, in]`, of the inputs as they were measured: float64 `[]` on
+        their device, which nothing waits for."""
         shrunken = output_squared(error, self.believed)
         if self.share == 1:
             return shrunken
         alone = output_squared(error, self.believed.diagonal())
-        return max((shrunken - (1 - self.share) * alone) / self.share, 0.0)
+        return ((shrunken - (1 - self.share) * alone) / self.share).clamp_min(0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ders_core.decompose.distortion import Squares
+from ders_core.later import torch
 
 BY_CORRELATION = 0.6
 """Of the way from the plain gain to that by correlation. It brings predictions nearest to what was
@@ -31,7 +32,14 @@ class Correlated:
 
 def effective_gain(squares: Squares, correlated: Correlated) -> float:
     """Between the plain gain and that by correlation; the plain one where that is not known."""
-    if not correlated.energy > 0:
-        return squares.gain
-    by_correlation = correlated.shared / correlated.energy
-    return (1 - BY_CORRELATION) * squares.gain + BY_CORRELATION * by_correlation
+    sums = torch.tensor([correlated.shared, correlated.energy], dtype=torch.float64)
+    return float(mixed_gain(sums.new_tensor(squares.gain), sums))
+
+
+def mixed_gain(gain: torch.Tensor, correlated: torch.Tensor) -> torch.Tensor:
+    """`effective_gain` of one delta, float64 `[]` on its device. gain: the plain one, alike.
+    correlated: float64 `[2]`, the numbers of `Correlated`."""
+    shared, energy = correlated
+    by_correlation = shared / energy
+    mixed = (1 - BY_CORRELATION) * gain + BY_CORRELATION * by_correlation
+    return torch.where(energy > 0, mixed, gain)

@@ -129,7 +129,7 @@ def _encoded(
         following = next_base()
         begun = following.take(_group_of(task, task.key)) if following is not None else None
         tried = begun or _decompositions(stack, recipe, task.device, calibration)
-    known = known.on(task.device)
+    known = known.on(torch.device(task.device))
     encoder = Encoder.of(recipe, codec, form, known, _threads(stack, codec, task.device))
     placed = PlacedGroup(stack.prefix, task.places) if task.places is not None else None
     ahead = None if task.ahead is None else stack_of(checkpoint, recipe, task.ahead)

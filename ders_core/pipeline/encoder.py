@@ -281,7 +281,7 @@ def cost_of(
     """What an error costs that these experts share; None if it was not measured. moments: as of
     `Curvature.cost`."""
     curvature = of_base(members) if of_base is not None else None
-    return None if curvature is None else curvature.cost(error, moments)
+    return None if curvature is None else float(curvature.cost(error, moments))
 
 
 def _members(decomposition: Decomposition, base: int) -> list[int]:

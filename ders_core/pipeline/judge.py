@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,10 +11,10 @@ from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.synthesis import combine
 from ders_core.codecs.tried_matrix import TriedMatrix, WholeDelta
 from ders_core.compute.pieces import chunk_values, row_pieces
-from ders_core.decompose.distortion import Squares, compare, output_pieces
+from ders_core.decompose.distortion import Squares, gain_of, output_pieces, sums_of
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
-from ders_core.pipeline.effective_gain import Correlated, effective_gain
+from ders_core.pipeline.effective_gain import Correlated, effective_gain, mixed_gain
 from ders_core.pipeline.noise import Deviation
 
 OUTPUT_ROWS = 1024
@@ -29,21 +29,6 @@ class Probe:
     rounded: float = 0.0
     unrounded: float = 0.0
 
-    @classmethod
-    def of(
-        cls,
-        synthesized: torch.Tensor,
-        base: torch.Tensor,
-        delta: torch.Tensor,
-        weight: torch.Tensor,
-    ) -> Probe:
-        """Of the same rows: Ŵ, what it is the rounded sum of, and W."""
-        before = 0.0
-        for rows in row_pieces(weight.shape, chunk_values(weight.device)):
-            unrounded = combine(base[rows].float(), delta[rows])
-            before += compare(unrounded, weight[rows].float()).error
-        return cls(compare(synthesized, weight).error, before)
-
     def __add__(self, other: Probe) -> Probe:
         return Probe(self.rounded + other.rounded, self.unrounded + other.unrounded)
 
@@ -52,6 +37,24 @@ class Probe:
         """The share of ‖Ŵ−W‖² that is rounding; below 0 where that brings weights nearer to what
         they were."""
         return 1 - self.unrounded / self.rounded if self.rounded else 0.0
+
+
+def probe_sums(
+    synthesized: torch.Tensor, base: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """The numbers of a probe, float64 `[2]` on the device of the weight. Of the same rows: Ŵ, what
+    it is the rounded sum of, and W."""
+    after = sums_of(synthesized, weight)[0]
+    before = torch.zeros_like(after)
+    for rows in row_pieces(weight.shape, chunk_values(weight.device)):
+        unrounded = combine(base[rows].float(), delta[rows])
+        before += sums_of(unrounded, weight[rows].float())[0]
+    return torch.stack([after, before])
+
+
+def sums_of_weights(squares: torch.Tensor, own: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+    """`Judge.sums` where neither inputs nor costs are known; the same arguments."""
+    return torch.cat([squares, own, squares.new_zeros(4), probe, squares.new_zeros(2)])
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ class Losses:
     router_noise: float = 0.0
     probe: Probe = field(default_factory=Probe)
     correlated: Correlated = field(default_factory=Correlated)
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Losses:
+        """Of the numbers of `Judge.sums`."""
+        output, energy, noise_cost, router_noise, *rest = numbers[8:]
+        squares, own = Squares.of(numbers[:4]), Squares.of(numbers[4:8])
+        probe, correlated = Probe(*rest[:2]), Correlated(*rest[2:])
+        return cls(squares, own, output, energy, noise_cost, router_noise, probe, correlated)
 
     def __add__(self, other: Losses) -> Losses:
         return Losses(
@@ -114,60 +125,67 @@ class Judge:
         """What it loses in a codec whose delta is added to what it is taken against, and about the
         bytes of `ragged` parts. Raises CodecError."""
         synthesized, ragged = codec.tried(self._matrix, self.context)
-        squares = compare(synthesized, self.weight, self.start)
-        return self.losses(synthesized, synthesized, squares, squares, Probe()), ragged
+        squares = sums_of(synthesized, self.weight, self.start)
+        sums = self.sums(synthesized, synthesized, squares, squares, squares.new_zeros(2))
+        return Losses.of(sums.tolist()), ragged
 
     def ragged_bytes(self, codec: Codec) -> float:
         """The second alone. Raises CodecError."""
         return codec.tried(self._matrix, self.context)[1]
 
-    def losses(
+    def sums(
         self,
         synthesized: torch.Tensor,
         judged: torch.Tensor,
-        squares: Squares,
-        own: Squares,
-        probe: Probe,
-    ) -> Losses:
-        """synthesized: Ŵ. judged: the same where the delta is added to `start`. squares, own,
-        probe: of `Losses`."""
-        output, noise_cost, router_noise = 0.0, 0.0, 0.0
-        correlated, moments = Correlated(), self.context.moments
-        if self.inputs is not None:
-            output = self._output(synthesized, self.inputs)
+        squares: torch.Tensor,
+        own: torch.Tensor,
+        probe: torch.Tensor,
+    ) -> torch.Tensor:
+        """All that is to be known for `Losses.of`: float64 `[16]` on the device of the weight,
+        which nothing waits for.
+
+        synthesized: Ŵ. judged: the same where the delta is added to `start`. squares, own: `[4]`,
+        `sums_of` the one against the base and of the other against `start`. probe: of
+        `probe_sums`.
+        """
+        nothing = torch.zeros_like(squares[0])
+        noise_cost = router_noise = nothing
+        correlated, moments = torch.zeros_like(squares[:2]), self.context.moments
+        output = self._of_outputs(
+            lambda rows: synthesized[rows].float().sub_(self.weight[rows].float())
+        )
         if self.charge is not None:
-            deviation, kept = Deviation(judged, self.weight, self.start), 1.0
+            deviation, kept = Deviation(judged, self.weight, self.start), nothing + 1
             if self.shrinks:
-                sums = deviation.noise_sums(own.gain, self.charge, moments)
-                correlated = sums.correlated
-                kept = effective_gain(own, correlated)
-                noise_cost = sums.cost(kept)
+                gain = gain_of(own)
+                noise = deviation.noise_sums(gain, self.charge, moments)
+                correlated = noise.correlated
+                kept = mixed_gain(gain, correlated)
+                noise_cost = noise.cost(kept)
             else:
                 noise_cost = deviation.noise_cost(kept, self.charge, moments)
             if self.router is not None:
                 router_noise = deviation.noise_cost(kept, self.router, moments)
-        return Losses(
-            squares, own, output, self._energy, noise_cost, router_noise, probe, correlated
-        )
+        costs = torch.stack([output, self._energy, noise_cost, router_noise])
+        return torch.cat([squares, own, costs, probe, correlated])
 
     @cached_property
     def _matrix(self) -> TriedMatrix:
         return TriedMatrix(self.weight, self.start, self.find_whole)
 
     @cached_property
-    def _energy(self) -> float:
+    def _energy(self) -> torch.Tensor:
         """E‖Wx‖² of the chosen rows; 0 without second moments."""
-        if self.inputs is None:
-            return 0.0
-        pieces = self._chosen(self.inputs)
-        return sum(self.inputs.output_squared(self.weight[rows].float()) for rows in pieces)
+        return self._of_outputs(lambda rows: self.weight[rows].float())
 
-    def _output(self, synthesized: torch.Tensor, inputs: Inputs) -> float:
-        """E‖(Ŵ−W)x‖² of the chosen rows."""
-        return sum(
-            inputs.output_squared(synthesized[rows].float().sub_(self.weight[rows].float()))
-            for rows in self._chosen(inputs)
-        )
+    def _of_outputs(self, error: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """E‖Ex‖² of the chosen rows, float64 `[]`; 0 without second moments. error: some rows of E,
+        float32."""
+        total = torch.zeros((), dtype=torch.float64, device=self.weight.device)
+        if self.inputs is not None:
+            for rows in self._chosen(self.inputs):
+                total += self.inputs.output_squared(error(rows))
+        return total
 
     def _chosen(self, inputs: Inputs) -> Iterator[torch.Tensor]:
         """The rows that outputs are judged by, a few at a time: all, or some that are spread evenly

@@ -11,12 +11,14 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
-from ders_core.decompose.distortion import Squares, sums_of, sums_of_pieces
+from ders_core.compute.checks import checked_later
+from ders_core.decompose.distortion import sums_of, sums_of_pieces
+from ders_core.errors import DersError
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.given_back import keeping, whole
-from ders_core.pipeline.judge import Judge, Losses, Probe
+from ders_core.pipeline.judge import Judge, Losses, probe_sums, sums_of_weights
 from ders_core.pipeline.moments import guiding_moments, moments_of_experts
 
 Shared = Callable[[Sequence[int]], "Curvature | None"]
@@ -60,7 +62,7 @@ class Knowledge:
     def router(self, expert: int) -> Curvature | None:
         return self.routers[expert] if self.routers else None
 
-    def on(self, device: str) -> Knowledge:
+    def on(self, device: torch.device) -> Knowledge:
         """The same for work on a device."""
         if self.inputs is None or self.guiding is None:
             return self
@@ -201,20 +203,24 @@ def _seed(stack: MatrixStack, number: int, seed: int) -> int:
 
 @dataclass(frozen=True)
 class EncodedExpert:
-    """parts: on the device of the weight. sums: `sums_of` the weight, and of the delta alone
-    where that differs, float64 `[1 or 2, 4]`, there too. judged: what it loses, by these."""
+    """parts: on the device of the weight. sums: of `Judge.sums`, and 1 for each check that holds, 0
+    for one that does not; there too. errors: of these checks."""
 
     parts: Parts
     sums: torch.Tensor
-    judged: Callable[[Squares, Squares], Losses]
+    errors: tuple[DersError, ...] = ()
 
-    def losses_by(self, sums: Sequence[Sequence[float]]) -> Losses:
-        """What it loses. sums: the numbers of `sums`."""
-        return self.judged(Squares.of(sums[0]), Squares.of(sums[-1]))
+    def losses_by(self, numbers: Sequence[float]) -> Losses:
+        """What it loses. numbers: of `sums`. Raises the error of a check that does not hold."""
+        count = len(numbers) - len(self.errors)
+        for error, holds in zip(self.errors, numbers[count:], strict=True):
+            if not holds:
+                raise error
+        return Losses.of(numbers[:count])
 
     @property
     def losses(self) -> Losses:
-        """What it loses; a GPU is waited for."""
+        """The same; a GPU is waited for."""
         return self.losses_by(self.sums.tolist())
 
 
@@ -235,27 +241,32 @@ def encode_expert(
     of `Knowledge`; inputs, shrinks: as of `Knowledge`. origin: what the delta is taken against, if
     it is not the base that it will be added to; then costs are those of the delta alone.
     rounded_from: that base, in float32 if the delta does not know its rounding, to measure what
-    rounding does to PROBED_ROWS; None: not measured. Raises CodecError."""
+    rounding does to PROBED_ROWS; None: not measured. Raises CodecError; of what is checked on a
+    GPU, `EncodedExpert.losses_by` does."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
-    parts = codec.pack(weight, start, context)
     is_judged = inputs is not None or charge is not None
+    with checked_later() as checks:
+        parts = codec.pack(weight, start, context)
     pieces, delta, rows = _given_back(codec, parts, base, context, rounded_from is not None)
     if is_judged:
         synthesized = judged = whole(pieces, base)
         pieces = [synthesized.view(-1)]
     some = torch.empty_like(weight[rows])
-    sums, probe = [sums_of_pieces(keeping(pieces, rows, some), weight, base)], Probe()
+    squares = own = sums_of_pieces(keeping(pieces, rows, some), weight, base)
+    probe = squares.new_zeros(2)
     if delta is not None and rounded_from is not None:
-        probe = Probe.of(some, rounded_from[rows], delta, weight[rows])
+        probe = probe_sums(some, rounded_from[rows], delta, weight[rows])
     if start is not base:
         judged = whole(codec.unpack_in_pieces(parts, start, context), start)
-        sums.append(sums_of(judged, weight, start))
-    if not is_judged:  # nothing else of the matrix is looked at
-        return EncodedExpert(parts, torch.stack(sums), partial(Losses, probe=probe))
-    judge = Judge(weight, start, context, charge, router, inputs, shrinks)
-    squares, own = (Squares.of(sums[number].tolist()) for number in (0, -1))
-    losses = judge.losses(synthesized, judged, squares, own, probe)
-    return EncodedExpert(parts, torch.stack(sums), lambda *_: losses)
+        own = sums_of(judged, weight, start)
+    if is_judged:
+        judge = Judge(weight, start, context, charge, router, inputs, shrinks)
+        sums = judge.sums(synthesized, judged, squares, own, probe)
+    else:  # nothing else of the matrix is looked at
+        sums = sums_of_weights(squares, own, probe)
+    if checks:
+        sums = torch.cat([sums, torch.stack([each.holds for each in checks]).double()])
+    return EncodedExpert(parts, sums, tuple(each.error for each in checks))
 
 
 def _given_back(

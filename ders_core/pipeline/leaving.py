@@ -22,7 +22,7 @@ ALIGNMENT = 16
 
 def on_cpu(encoded: Iterable[EncodedExpert]) -> Iterator[tuple[Parts, Losses]]:
     """The parts on the CPU and the losses of each expert, in order. On a GPU the next ones are
-    encoded before the first are brought."""
+    encoded before the first are brought. Raises the errors of their checks."""
     waiting, held = list[EncodedExpert](), 0
     for expert in encoded:
         if expert.sums.device.type == "cpu":

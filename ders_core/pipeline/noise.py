@@ -1,4 +1,7 @@
-"""What the noise of a matrix costs: of Δ̂ = Δ + E that part of E which is no multiple of Δ."""
+"""What the noise of a matrix costs: of Δ̂ = Δ + E that part of E which is no multiple of Δ.
+
+All sums are float64 `[]` on the device of the matrix, and nothing waits for them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from dataclasses import dataclass
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.synthesis import difference
 from ders_core.later import torch
-from ders_core.pipeline.effective_gain import Correlated
 
 
 @dataclass(frozen=True)
@@ -16,20 +18,21 @@ class NoiseSums:
     """⟨N, N⟩, ⟨N, Δ⟩ and ⟨Δ, Δ⟩ by a curvature, for N = Δ̂ − gain · Δ. With the plain gain N is as
     small as noise is, so that nothing cancels."""
 
-    gain: float
-    noise: float
-    shared: float
-    energy: float
+    gain: torch.Tensor
+    noise: torch.Tensor
+    shared: torch.Tensor
+    energy: torch.Tensor
 
     @property
-    def correlated(self) -> Correlated:
-        return Correlated(self.shared + self.gain * self.energy, self.energy)
+    def correlated(self) -> torch.Tensor:
+        """The numbers of `ders_core.pipeline.effective_gain.Correlated`, `[2]`."""
+        return torch.stack([self.shared + self.gain * self.energy, self.energy])
 
-    def cost(self, kept: float) -> float:
+    def cost(self, kept: torch.Tensor) -> torch.Tensor:
         """½ ‖Δ̂ − kept · Δ‖², in nats a token."""
         more = self.gain - kept
-        noise = self.noise + 2 * more * self.shared + more**2 * self.energy
-        return max(noise, 0.0) / 2
+        noise = self.noise + 2 * more * self.shared + more.square() * self.energy
+        return noise.clamp_min(0) / 2
 
 
 @dataclass(frozen=True)
@@ -42,27 +45,31 @@ class Deviation:
     start: torch.Tensor
 
     def noise_sums(
-        self, gain: float, curvature: Curvature, moments: torch.Tensor | None
+        self, gain: torch.Tensor, curvature: Curvature, moments: torch.Tensor | None
     ) -> NoiseSums:
-        """moments: as of `Curvature.cost`."""
+        """gain: float64 `[]`. moments: as of `Curvature.cost`."""
 
         def read(rows: slice) -> Sequence[torch.Tensor]:
             return self._noise_and_delta(rows, gain)
 
-        device = self.weight.device
-        (noise, shared), (_, energy) = curvature.inner_products(read, 2, device, moments)
-        return NoiseSums(gain, noise, shared, energy)
+        sums = curvature.inner_products(read, 2, self.weight.device, moments)
+        return NoiseSums(gain, sums[0, 0], sums[0, 1], sums[1, 1])
 
-    def noise_cost(self, gain: float, curvature: Curvature, moments: torch.Tensor | None) -> float:
+    def noise_cost(
+        self, gain: torch.Tensor, curvature: Curvature, moments: torch.Tensor | None
+    ) -> torch.Tensor:
         """½ ‖Δ̂ − gain · Δ‖², in nats a token, by half of the work."""
 
         def read(rows: slice) -> Sequence[torch.Tensor]:
             return self._noise_and_delta(rows, gain)[:1]
 
-        return curvature.inner_products(read, 1, self.weight.device, moments)[0][0] / 2
+        return curvature.inner_products(read, 1, self.weight.device, moments)[0, 0] / 2
 
-    def _noise_and_delta(self, rows: slice, gain: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _noise_and_delta(
+        self, rows: slice, gain: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of some rows, float32 `[rows, in]` each."""
         weight = self.weight[rows]
         delta = difference(weight, self.start[rows])
-        return difference(self.decoded[rows], weight).add_(delta, alpha=1 - gain), delta
+        missing = (1 - gain).float()
+        return difference(self.decoded[rows], weight).addcmul_(delta, missing), delta

@@ -35,13 +35,17 @@ class SampledBase:
         decomposition, known = sampled.decomposition, sampled.known
         members = range(decomposition.group.shape[0])
         routers, inputs = known.routers_of_base, known.inputs
-        weights = sampled.weights.values() if inputs is not None else ()
+        energies = (
+            [inputs.output_squared(weight) for weight in sampled.weights.values()]
+            if inputs is not None
+            else []
+        )
         return cls(
             sampled,
             TriedMatrix(decomposition.base, torch.zeros_like(decomposition.base)),
             known.base_context(decomposition.group, 0, members, sampled.seed),
             routers(members) if routers is not None else None,
-            sum(inputs.output_squared(weight) for weight in weights) if inputs is not None else 0.0,
+            float(sum(energies)),
         )
 
     def candidate(self, codec: Codec, group: ExpertGroup) -> Candidate:
@@ -54,15 +58,16 @@ class SampledBase:
         error = difference(after, base)
         curvature, output = self.context.curvature, 0.0
         if inputs is not None and self.energy:
-            output = len(self.sampled.weights) * inputs.output_squared(error) / self.energy
+            lost = float(inputs.output_squared(error))
+            output = len(self.sampled.weights) * lost / self.energy
         same, shape = GroupCodec.same(codec, 1), (group.shape[1], group.shape[2])
         return Candidate(
             codec,
             foretold_bytes(same, shape, group.dtype, ragged / share),
             codec.exact,
-            curvature.cost(error, moments) / share if curvature is not None else 0.0,
+            float(curvature.cost(error, moments)) / share if curvature is not None else 0.0,
             output,
-            self.router.cost(error, moments) / share if self.router is not None else 0.0,
+            float(self.router.cost(error, moments)) / share if self.router is not None else 0.0,
             1.0,
             compare(after, base, self.matrix.base).relative[1],
         )

@@ -185,7 +185,7 @@ def test_the_cost_of_an_error_is_its_kl(measured: Calibration, sure: Path, text_
             error = 3e-5 * torch.randn(weight.shape, generator=random, dtype=torch.float64)
             after = log_probs(model, windows, lambda: weight.copy_(whole + error))  # noqa: B023
             kl += float((before.exp() * (before - after)).sum(-1).mean())
-            predicted += curvatures[expert].cost(error)
+            predicted += float(curvatures[expert].cost(error))
         weight.copy_(whole)
         assert predicted == pytest.approx(kl, rel=0.2)
 

@@ -76,7 +76,7 @@ def test_errors_move_later_choices_as_predicted(
                     other, _ = leads(block, block_inputs(model, windows)[1], order)
                     weight.copy_(whole)
                 moved += float(((other - lead) / slope).square().mean()) * scale
-                predicted += 2 * curvature.cost(error)
+                predicted += 2 * float(curvature.cost(error))
         assert predicted == pytest.approx(moved, rel=0.35), projection
 
 

@@ -84,11 +84,11 @@ def test_what_an_error_costs() -> None:
                 weight = math.sqrt(float(costs.columns[one]) * float(costs.columns[other]))
                 product = float(error[row, one]) * float(error[row, other])
                 wanted += float(costs.rows[row]) * weight * related * product / 2
-    assert costs.cost(error, moments) == pytest.approx(wanted / costs.total, rel=1e-5)
+    assert float(costs.cost(error, moments)) == pytest.approx(wanted / costs.total, rel=1e-5)
     assert costs.cost(error, moments.diagonal()) == costs.cost(error)
     signs = [gauss((4, 9), seed, 1.0).sign() * error for seed in range(2000)]
-    mean = sum(costs.cost(each, moments) for each in signs) / len(signs)
-    assert mean == pytest.approx(costs.cost(error), rel=0.05)
+    mean = sum(float(costs.cost(each, moments)) for each in signs) / len(signs)
+    assert mean == pytest.approx(float(costs.cost(error)), rel=0.05)
 
 
 def test_inputs_that_never_occur() -> None:
@@ -146,7 +146,7 @@ def test_where_it_does_not_pay_values_are_rounded_to_the_nearest() -> None:
         merits = []
         for rounding in ("nearest", "compensated"):
             taken, back = pack(by_knob(knob, rounding), delta, known)
-            cost = known.curvature.cost(back - delta, moments)
+            cost = float(known.curvature.cost(back - delta, moments))
             merits.append(cost + knob**2 / 12 * math.log(2) * 8 * taken)
         assert merits[1] <= merits[0] * 1.001
         chosen.add(merits[1] < merits[0])

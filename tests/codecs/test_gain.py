@@ -110,10 +110,10 @@ def test_least_squares_is_the_least_error_of_all_gains() -> None:
 def test_the_best_gain_balances_removal_and_noise(fields: dict[str, Any], share: float) -> None:
     """(1 − a)² B + a² V is least, by search. share: of B, of what removal costs on its own."""
     delta, costs = gauss(SHAPE), curvature(SHAPE)
-    removal = share * costs.cost(delta)
+    removal = share * float(costs.cost(delta))
     known = EncodeContext(torch.float32, 5, None, costs, removal)
     unbiased = coded(made(fields, gain="unbiased"), delta, known)
-    noise = costs.cost(torch.from_numpy(unbiased) - delta.double())
+    noise = float(costs.cost(torch.from_numpy(unbiased) - delta.double()))
     gains = np.linspace(0.001, 1, 2000)
     wanted = gains[((1 - gains) ** 2 * removal + gains**2 * noise).argmin()]
     best = coded(made(fields, gain="auto"), delta, known)

@@ -139,7 +139,7 @@ def test_sensitive_steps_cost_less_at_the_same_bytes(bits: float, share: float) 
         assert nbytes <= bits * delta.numel() / 8
         error = double(restored) - double(delta)
         costs[steps] = (sensitivity * error**2).sum() / 2
-        assert known.cost(restored - delta) == pytest.approx(costs[steps], rel=1e-6)
+        assert float(known.cost(restored - delta)) == pytest.approx(costs[steps], rel=1e-6)
     assert costs["sensitive"] < share * costs["even"]
 
 

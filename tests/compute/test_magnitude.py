@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ders_core.compute.magnitude import scale_for, scale_of, unit_rows
+from ders_core.compute.tensor_scale import tensor_scale_of
 from ders_core.decompose.distortion import compare, output_squared
 
 FAR = [1e-37, 1e-25, 1e-12, 1.0, 1e12, 1e25, 1e36]
@@ -42,7 +45,7 @@ def test_errors_of_outputs_are_those_of_float64(size: float, diagonal: bool) -> 
     if diagonal:
         moments = moments.diagonal()
         wanted = float((error.double().square() * moments.double()).sum())
-    assert output_squared(error, moments) == pytest.approx(wanted, rel=1e-5)
+    assert float(output_squared(error, moments)) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("largest", [1e-45, 1e-38, 1e-25, 1e-8, 0.3, 1.0, 1e8, 1e25, 3.4e38])
@@ -56,6 +59,14 @@ def test_a_scale_is_a_power_of_two_that_float32_holds(largest: float) -> None:
 @pytest.mark.parametrize("values", [[], [0.0, -0.0], [float("nan"), 1e30], [float("inf")]])
 def test_what_has_no_magnitude_is_not_scaled(values: list[float]) -> None:
     assert scale_of(torch.tensor(values)) == 1.0
+
+
+@given(st.lists(st.floats(width=32), max_size=3), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_a_scale_is_the_same_as_a_tensor(values: list[float], dtype: torch.dtype) -> None:
+    tensor = torch.tensor(values).to(dtype)
+    scale = tensor_scale_of(tensor)
+    assert scale.dtype == torch.float32
+    assert float(scale) == scale_of(tensor)
 
 
 @pytest.mark.parametrize("size", [1e-40, 1e-25, 1.0, 1e25])

@@ -59,14 +59,13 @@ def test_sums_are_in_float64() -> None:
     """Of 2000 columns that are nearly the same, where sums in float32 leave a negative diagonal."""
     nearly = torch.ones(2000, 2000) + 3e-6 * torch.eye(2000)
     exact = nearly.double()
-    triangles.factorize(nearly)
+    assert triangles.factorize(nearly)
     assert bool((nearly.diagonal() > 0).all())
     lost = nearly.double() @ nearly.double().mT - exact
     assert float(lost.abs().max()) < 2e-7
 
 
-def test_what_is_not_positive_definite_is_refused() -> None:
+def test_what_is_not_positive_definite_is_said() -> None:
     matrix = definite(30, 0)
     matrix[3, 3] = -1
-    with pytest.raises(RuntimeError, match="positive-definite"):
-        triangles.factorize(matrix)
+    assert not triangles.factorize(matrix)

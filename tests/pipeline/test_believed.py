@@ -61,7 +61,7 @@ def test_what_it_is_thought_to_cost_is_what_it_costs(tokens: int) -> None:
     ratios = []
     for each in (Inputs.of(moments.clone(), tokens).believed, moments):
         _, error, curvature = coded(each)
-        ratios.append(OUT * curvature.cost(error, each) / cost_by(error, truth))
+        ratios.append(OUT * float(curvature.cost(error, each)) / cost_by(error, truth))
     assert 0.8 < ratios[0] < 1.25
     assert ratios[1] < ratios[0] - 0.1
 

@@ -42,15 +42,16 @@ def products_of(
 ) -> tuple[float, float]:
     """Of left with right, and with itself."""
     sums = curvature.inner_products(lambda rows: (left[rows], right[rows]), 2, left.device, moments)
-    assert sums[0][1] == sums[1][0]
-    return sums[0][1], sums[0][0]
+    assert sums[0, 1] == sums[1, 0]
+    return float(sums[0, 1]), float(sums[0, 0])
 
 
 def correlated_of(
     curvature: Curvature, decoded: torch.Tensor, delta: torch.Tensor, moments: torch.Tensor
 ) -> Correlated:
     deviation = Deviation(decoded, delta, torch.zeros_like(delta))
-    return deviation.noise_sums(1.0, curvature, moments).correlated
+    gain = torch.ones((), dtype=torch.float64)
+    return Correlated(*deviation.noise_sums(gain, curvature, moments).correlated.tolist())
 
 
 def test_products_are_those_of_the_definition(moments: torch.Tensor, curvature: Curvature) -> None:
@@ -68,7 +69,7 @@ def test_products_are_those_of_the_definition(moments: torch.Tensor, curvature: 
         for each in (right, left)
     ]
     assert products_of(curvature, left, right, moments) == pytest.approx(wanted, rel=1e-4)
-    assert curvature.cost(left, moments) == pytest.approx(wanted[1] / 2, rel=1e-4)
+    assert float(curvature.cost(left, moments)) == pytest.approx(wanted[1] / 2, rel=1e-4)
     diagonal = moments.diagonal()
     weights = torch.outer(curvature.rows, curvature.columns).double() / curvature.total
     wanted = [float((weights * left * each).sum()) for each in (right, left)]
@@ -122,6 +123,8 @@ def test_what_noise_costs(
     noise = decoded.double() - share * delta.double()
     by_rows = torch.einsum("ri,ij,rj->r", noise * root, related, noise * root)
     wanted = float(by_rows @ curvature.rows.double()) / curvature.total / 2
-    from_sums = deviation.noise_sums(1.01 * share, curvature, known).cost(share)
-    assert from_sums == pytest.approx(wanted, rel=1e-3)
-    assert deviation.noise_cost(share, curvature, known) == pytest.approx(wanted, rel=1e-4)
+    kept = torch.tensor(share, dtype=torch.float64)
+    from_sums = deviation.noise_sums(1.01 * kept, curvature, known).cost(kept)
+    assert float(from_sums) == pytest.approx(wanted, rel=1e-3)
+    directly = deviation.noise_cost(kept, curvature, known)
+    assert float(directly) == pytest.approx(wanted, rel=1e-4)

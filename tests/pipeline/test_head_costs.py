@@ -47,7 +47,7 @@ def test_rare_tokens_cost_what_they_cost_the_text(
         error = 0.002 * noise * (rows.median() / rows).sqrt().clamp(max=30)[:, None]
         after = (x @ (weight + error).T).log_softmax(-1)
         kl = float((before.exp() * (before - after)).sum(-1).mean())
-        charged = known.charged[0].cost(error.float())
-        floored = known.curvatures[0].cost(error.float())
+        charged = float(known.charged[0].cost(error.float()))
+        floored = float(known.curvatures[0].cost(error.float()))
     assert charged == pytest.approx(kl, rel=0.5)
     assert floored > 2 * charged  # codecs go by that one: no token's row is given up

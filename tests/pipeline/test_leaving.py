@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,17 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.counted_device import DEVICE, counted_waits
+from support.gate_experts import gates, write_experts
 from support.messages import raises_saying
 
-from ders_core.checkpoint import ExpertGroup
 from ders_core.compute.threads import one_thread
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import without_base
 from ders_core.errors import CheckpointError
-from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline import leaving
 from ders_core.pipeline.encoder import Encoder, Encoding
-from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import EncodedExpert, Knowledge
 from ders_core.pipeline.leaving import bring_together
 from ders_core.pipeline.plan import base_form
@@ -39,25 +36,9 @@ CODECS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("leaving")
-    chance = torch.Generator().manual_seed(1)
     for count in (FEW, MANY):
-        tensors = {"model.layers.0.block_sparse_moe.gate.weight": torch.zeros(count, 32)}
-        for name, shape in (("w1", (24, 32)), ("w2", (32, 24)), ("w3", (24, 32))):
-            start = torch.randn(shape, generator=chance)
-            for expert in range(count):
-                weight = start + 0.1 * torch.randn(shape, generator=chance)
-                whole = f"model.layers.0.block_sparse_moe.experts.{expert}.{name}.weight"
-                tensors[whole] = weight.bfloat16()
-        directory = place / str(count)
-        directory.mkdir()
-        save_file(tensors, directory / "model.safetensors")
-        config = {"model_type": "mixtral", "num_local_experts": count}
-        (directory / "config.json").write_text(json.dumps(config))
+        write_experts(place / str(count), count)
     return place
-
-
-def gates(place: Path) -> ExpertGroup:
-    return next(each for each in open_checkpoint(place).groups() if each.projection == "gate")
 
 
 def encoded(place: Path, codec: dict[str, Any], device: torch.device | str) -> Encoding:
@@ -104,10 +85,10 @@ def test_what_has_left_is_free_on_the_device(monkeypatch: pytest.MonkeyPatch) ->
     made = list[ref[torch.Tensor]]()
 
     def encoded_expert() -> EncodedExpert:
-        codes, sums = torch.zeros(10, dtype=torch.uint8), torch.zeros(1, 4, dtype=torch.float64)
+        codes, sums = torch.zeros(10, dtype=torch.uint8), torch.zeros(16, dtype=torch.float64)
         parts = {"codes": codes.to(DEVICE)}
         made.append(ref(parts["codes"]))
-        return EncodedExpert(parts, sums.to(DEVICE), lambda *_: Losses())
+        return EncodedExpert(parts, sums.to(DEVICE))
 
     monkeypatch.setattr(leaving, "AT_ONCE", 30)
     with counted_waits():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ders_core.compute.sent import sent
 from ders_core.later import torch
 
 
@@ -49,11 +50,11 @@ class Blocks:
 
 
 def column_weights(importance: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    """The weight of an error in each column, `[1, in]` float32, 1 on average; None if all are 1."""
+    """The weight of an error in each column, `[1, in]` float32, 1 on average; None if nothing is
+    known. Where all are zero, each is 1."""
     if importance is None:
         return None
-    power = importance.to(device).float().clamp_min(0)
+    there = importance if importance.device == device else sent(importance, device)
+    power = there.float().clamp_min(0)
     mean = power.mean()
-    if not bool(mean > 0):
-        return None
-    return (power / mean).clamp_min(1e-6).unsqueeze(0)
+    return torch.where(mean > 0, power / mean, 1.0).clamp_min(1e-6).unsqueeze(0)

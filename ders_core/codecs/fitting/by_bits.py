@@ -69,7 +69,7 @@ class WithinBytes:
 
     def _loss(self, stream: torch.Tensor, costs: Curvature, moments: torch.Tensor) -> float:
         decoded = level_stream.read(stream, self.deltas.shape).matrix()
-        return costs.cost(decoded.sub_(self.deltas.matrix), moments)
+        return float(costs.cost(decoded.sub_(self.deltas.matrix), moments))
 
     def _steps(self, curvature: Curvature | None) -> Steps | None:
         """Factors that leave most of the bytes for the codes: of columns alone or none, if those

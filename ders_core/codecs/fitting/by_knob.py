@@ -115,4 +115,4 @@ def _merit(
     cost knob²/24 an entry, which doubling the knob makes four times as much, and saves a bit."""
     error = entries.decoded(coded, entries.levels(coded)).sub_(matrix)
     bits = 8 * entries.stream_bytes(coded.counts_within)
-    return curvature.cost(error, moments) + knob**2 / 12 * math.log(2) * bits
+    return float(curvature.cost(error, moments)) + knob**2 / 12 * math.log(2) * bits

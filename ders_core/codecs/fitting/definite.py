@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
+from ders_core.compute.checks import check
 from ders_core.compute.triangles import inverse_factor
 from ders_core.errors import CodecError
 from ders_core.later import torch
 
 
-@contextmanager
-def positive_definite() -> Iterator[None]:
-    """Let a block say so that factors damped moments which have no factor."""
-    try:
-        yield
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise CodecError(
+def check_factor(factor: torch.Tensor, is_definite: torch.Tensor) -> None:
+    """Raise CodecError unless damped moments had this factor `[n, n]`; on a GPU as
+    `ders_core.compute.checks.check` does, and until then it becomes the unit matrix. is_definite:
+    bool `[]`."""
+    check(
+        is_definite,
+        CodecError(
             "the calibration's second moments of these inputs cannot be such (they are not "
             "positive definite); run ders calibrate again"
-        ) from error
+        ),
+    )
+    if factor.device.type != "cpu":
+        factor.masked_fill_(~is_definite, 0.0).diagonal().masked_fill_(~is_definite, 1.0)
 
 
 def inverse_factor_of_moments(moments: torch.Tensor) -> None:
-    """Damped moments `[n, n]` become their `inverse_factor`. Raises CodecError if they cannot be
-    second moments."""
-    with positive_definite():
-        inverse_factor(moments)
+    """Damped moments `[n, n]` become their `inverse_factor`. Raises CodecError as `check_factor`
+    does."""
+    check_factor(moments, inverse_factor(moments))

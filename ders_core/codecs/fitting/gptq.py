@@ -90,25 +90,36 @@ def _in_torch(
     codes: torch.Tensor,
 ) -> torch.Tensor:
     """The same; the columns of rest are overwritten."""
-    begin, end = columns.start, columns.stop
-    errors = torch.empty(len(rest), end - begin, device=rest.device)
-    for number, column in zip(range(begin, end), order[columns].tolist(), strict=True):
-        values = rest[:, number]
-        step = lines.scale[:, column // blocks.size]
-        shift = 0.0 if lines.offset is None else lines.offset[:, column // blocks.size]
+    end, places = columns.stop, order[columns]
+    errors = torch.empty(len(rest), len(places), device=rest.device)
+    rounded = torch.empty(errors.shape, dtype=torch.uint8, device=rest.device)
+    steps, shifts = _of_columns(lines, places // blocks.size)
+    for turn, number in enumerate(range(columns.start, end)):
+        values, step, shift = rest[:, number], steps[:, turn], shifts[:, turn]
         code = levels.nearest((values - shift) / torch.where(step > 0, step, 1.0))
-        codes[:, column] = code
+        rounded[:, turn] = code
         lost = (values - (levels.at(code) * step + shift)) / factor[number, number]
-        errors[:, number - begin] = lost
+        errors[:, turn] = lost
         rest[:, number + 1 : end] -= torch.outer(lost, factor[number, number + 1 : end])
+    codes.index_copy_(1, places, rounded)
     return errors
+
+
+def _of_columns(lines: Lines, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and offsets of columns in the blocks of these numbers, `[rows, columns]`; offsets of
+    zero where there are none."""
+    steps = lines.scale.index_select(1, numbers)
+    if lines.offset is None:
+        return steps, torch.zeros_like(steps)
+    return steps, lines.offset.index_select(1, numbers)
 
 
 def _turns(moments: torch.Tensor) -> Turns:
     diagonal = moments.diagonal()
     order = diagonal.argsort(descending=True, stable=True)
     factor = in_order(moments, order, torch.float32)
-    factor.diagonal().add_(DAMPING * float(diagonal.double().mean()) or 1.0)
+    damping = DAMPING * diagonal.double().mean()
+    factor.diagonal().add_(torch.where(damping != 0, damping, 1.0))
     inverse_factor_of_moments(factor)
     return Turns(order, factor)
 

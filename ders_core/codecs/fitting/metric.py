@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ders_core.codecs.fitting.definite import positive_definite
+from ders_core.codecs.fitting.definite import check_factor
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.compute.krylov import Dense, Krylov
 from ders_core.compute.triangles import back_lower, times_lower
@@ -22,10 +22,11 @@ WIDTH, STEPS = 8, 4
 
 @dataclass(frozen=True)
 class Metric:
-    """factor: C over `scale`, lower triangular `[in, in]`, or a diagonal `[in]`; float32."""
+    """factor: C over `scale`, lower triangular `[in, in]`, or a diagonal `[in]`; float32. scale:
+    float64 `[]`."""
 
     factor: torch.Tensor
-    scale: float
+    scale: torch.Tensor
 
     def weighed(self, matrix: torch.Tensor) -> torch.Tensor:
         """`[n, in]` times C over scale."""
@@ -71,24 +72,29 @@ class Weighed:
 def _compute_metric(moments: torch.Tensor) -> Metric:
     is_full = moments.dim() == 2
     diagonal = moments.diagonal() if is_full else moments
-    height = float(diagonal.max()) if diagonal.numel() else 0.0
-    height = height if height > 0 else 1.0
+    height = diagonal.amax() if diagonal.numel() else diagonal.new_zeros(())
+    height = torch.where(height > 0, height, 1.0).double()
     unit = moments.double() / height
     if not is_full:
-        return Metric((unit.clamp_min(0) + DAMPING).sqrt().float(), height**0.5)
-    with positive_definite():
-        unit.diagonal().add_(DAMPING * (_largest(unit) or 1.0))
-        return Metric(torch.linalg.cholesky(unit).float(), height**0.5)
+        return Metric((unit.clamp_min(0) + DAMPING).sqrt().float(), height.sqrt())
+    largest = _largest(unit)
+    unit.diagonal().add_(DAMPING * torch.where(largest > 0, largest, 1.0))
+    factor, failed = torch.linalg.cholesky_ex(unit)
+    check_factor(factor, failed == 0)
+    return Metric(factor.float(), height.sqrt())
 
 
-def _largest(moments: torch.Tensor) -> float:
-    """The largest eigenvalue."""
+def _largest(moments: torch.Tensor) -> torch.Tensor:
+    """The largest eigenvalue, float64 `[]`."""
+    if not len(moments):
+        return moments.new_zeros(())
     if len(moments) <= EXACT_BELOW:
-        return max(float(torch.linalg.eigvalsh(moments)[-1]), 0.0) if len(moments) else 0.0
+        values: torch.Tensor = torch.linalg.eigvalsh(moments)
+        return values[-1]
     space = Krylov(Dense(moments.float()), WIDTH, seed=0)
     for _ in range(STEPS):
         space.grow()
-    return float(space.values()[0][0])
+    return space.values()[0][0].to(moments.device)
 
 
 metric_of = OfTheLast(_compute_metric)

@@ -138,7 +138,7 @@ def check_calibration(codec: Codec, shape: tuple[int, int]) -> None:
         check_packing(settled, weight, base, EncodeContext(torch.float32, 5, known))
     for size in (1e-2, 0.0):
         known_costs = curvature(shape, size)
-        removal = known_costs.cost(weight - base)
+        removal = float(known_costs.cost(weight - base))
         context = EncodeContext(torch.float32, 5, None, known_costs, removal)
         check_packing(settled, weight, base, context)
 

@@ -1,0 +1,185 @@
+"""What is waited for on a device does not grow with the experts where their inputs, and what errors
+cost, are known.
+
+The device counts what a program asks for. What torch itself waits for on a GPU it does not see:
+low rank has an SVD of each expert, which torch's solvers check (`lowrank`, also within a chain).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.counted_device import DEVICE, counted_waits
+from support.gate_experts import gates, write_experts
+from support.messages import raises_saying
+
+from ders_core.checkpoint import ExpertGroup
+from ders_core.codecs import CODECS, Codec, make_codec
+from ders_core.codecs.curvature import Curvature
+from ders_core.codecs.testing import examples_of
+from ders_core.codecs.testing.inputs import gaussian, second_moments
+from ders_core.compute.threads import one_thread
+from ders_core.decompose.base import BaseContext
+from ders_core.errors import CodecError
+from ders_core.pipeline.believed import Inputs
+from ders_core.pipeline.encoder import Encoder, Encoding
+from ders_core.pipeline.knowledge import Knowledge
+from ders_core.pipeline.plan import base_form
+from ders_core.recipe import Recipe
+
+LONG = bool(os.environ.get("DERS_HOLD_LONG"))
+FEW, MANY = (2, 4) if LONG else (1, 2)
+CPU = torch.device("cpu")
+ON_CPU = ("entropy", "lossless")
+"""Codecs that never go to a device."""
+
+QUANTIZED = make_codec({"codec": "quantized", "bits": 2, "scale_bits": 8})
+LOW_RANK = make_codec({"codec": "lowrank", "rank": 4})
+
+
+def examples() -> list[Codec]:
+    """Of every codec that a calibration guides, and one that it does not."""
+    guided = [cls for cls in CODECS.values() if cls.use_of_calibration or cls.name == "chain"]
+    found = [codec for cls in guided for codec in examples_of(cls)]
+    on_device = [each for each in found if not any(name in str(each.dump()) for name in ON_CPU)]
+    return [*on_device, *examples_of(CODECS.find("keep"))]
+
+
+CASES = [
+    (QUANTIZED, "gradients"),
+    (LOW_RANK, "gradients"),
+    (LOW_RANK, "diagonal"),
+    (make_codec({"codec": "sparse", "pattern": "2:4"}), "gradients"),
+    (make_codec({"codec": "keep"}), "moments"),
+]
+if LONG:
+    CASES += product(examples(), ("moments", "gradients", "each"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("calibrated")
+    for count in (FEW, MANY):
+        write_experts(place / str(count), count)
+    return place
+
+
+def known_of(group: ExpertGroup, kind: str) -> Knowledge:
+    """kind: nothing, moments, those and gradients, the same with diagonal moments, or the moments
+    of each expert."""
+    experts, out, width = group.shape
+    if kind == "nothing":
+        return Knowledge()
+    measured = second_moments(width)
+    inputs = Inputs.of(measured.diagonal().clone() if kind == "diagonal" else measured, 50)
+    known = Knowledge(inputs, inputs.believed)
+    if kind == "each":
+        own = tuple(second_moments(width, 40 + expert) for expert in range(experts))
+        return replace(known, own=own)
+    if kind == "moments":
+        return known
+    costs, routers = (
+        tuple(costs_of(out, width, seed + number) for number in range(experts)) for seed in (10, 20)
+    )
+    return replace(
+        known,
+        curvatures=costs,
+        routers=routers,
+        removal=(1e-3,) * experts,
+        groups=3,
+        of_base=lambda members: Curvature.sum([costs[number] for number in members]),
+        routers_of_base=lambda members: Curvature.sum([routers[number] for number in members]),
+    )
+
+
+def costs_of(out: int, width: int, seed: int) -> Curvature:
+    columns, rows = (torch.exp(gaussian((size,), seed, 1.0)) for size in (width, out))
+    return Curvature(columns * 1e-2 / columns.sum(), rows * 1e-2 / rows.sum())
+
+
+def encoded(
+    place: Path, codec: Codec, device: torch.device, known: Knowledge, **more: Any
+) -> Encoding:
+    """more: of the recipe."""
+    fields = {"version": 1, "name": "r", "base": "mean", "rules": [codec.dump()], **more}
+    recipe, group = Recipe.model_validate(fields), gates(place)
+    group_codec, form = recipe.group_codec(*group.key, group.shape[0]), base_form(recipe, group)
+    with torch.inference_mode(), one_thread():
+        encoder = Encoder.of(recipe, group_codec, form, known.on(device))
+        _, decomposition = next(iter(recipe.base.decompositions(group, BaseContext(device))))
+        return encoder.encode("mean", decomposition)
+
+
+def waits(
+    place: Path, codec: Codec, kind: str, count: int, **more: Any
+) -> tuple[Encoding, Counter[str]]:
+    known = known_of(gates(place / str(count)), kind)
+    with counted_waits() as counted:
+        return encoded(place / str(count), codec, DEVICE, known, **more), counted
+
+
+def growth(place: Path, codec: Codec, kind: str) -> tuple[Encoding, Counter[str]]:
+    """Of many experts, and what they are waited for more than few."""
+    _, of_few = waits(place, codec, kind, FEW)
+    found, of_many = waits(place, codec, kind, MANY)
+    return found, of_many - of_few
+
+
+def assert_same(found: Encoding, wanted: Encoding) -> None:
+    """Codes to the last bit, and floats and losses as far as orders of sums tell."""
+    assert found.tensors.keys() == wanted.tensors.keys()
+    for name, tensor in wanted.tensors.items():
+        for one, other in zip(found.tensors[name].pieces, tensor.pieces, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-6)
+    assert losses(found) == pytest.approx(losses(wanted), rel=1e-4, nan_ok=True)
+
+
+def losses(encoding: Encoding) -> list[float]:
+    """NaN for what is not known."""
+    squares, own = encoding.squares, encoding.own
+    known = (encoding.output, encoding.noise_cost, encoding.router_noise)
+    return [
+        *(squares.error, squares.delta, squares.weight, squares.gain, own.error, own.gain),
+        *(math.nan if each is None else each for each in known),
+        encoding.effective_gain,
+    ]
+
+
+@pytest.mark.parametrize(("codec", "kind"), CASES, ids=lambda each: getattr(each, "label", each))
+def test_what_is_known_is_not_asked_of_each_expert(codec: Codec, kind: str, place: Path) -> None:
+    """More experts are waited for no more; or no more than without a calibration."""
+    found, more = growth(place, codec, kind)
+    if more:
+        assert more.total() <= growth(place, codec, "nothing")[1].total()
+    known = known_of(gates(place / str(MANY)), kind)
+    assert_same(found, encoded(place / str(MANY), codec, CPU, known))
+
+
+def test_a_coded_base_is_asked_once(place: Path) -> None:
+    """Its error is that of all experts."""
+    more = {"base_codec": {"codec": "quantized", "bits": 3}}
+    found, of_many = waits(place, LOW_RANK, "gradients", MANY, **more)
+    assert waits(place, LOW_RANK, "gradients", FEW, **more)[1] == of_many
+    known = known_of(gates(place / str(MANY)), "gradients")
+    assert_same(found, encoded(place / str(MANY), LOW_RANK, CPU, known, **more))
+
+
+@pytest.mark.parametrize("codec", [QUANTIZED, LOW_RANK], ids=lambda codec: codec.label)
+def test_what_cannot_be_second_moments_is_said_when_parts_leave(codec: Codec, place: Path) -> None:
+    """Of the inputs of the last expert alone."""
+    known = known_of(gates(place / str(MANY)), "each")
+    wrong = torch.eye(32)
+    wrong[0, 1] = wrong[1, 0] = 2.0
+    known = replace(known, own=(*known.own[:-1], wrong))
+    for device in (CPU, DEVICE):
+        with counted_waits() as counted, raises_saying(CodecError, "second moments", "calibrate"):
+            encoded(place / str(MANY), codec, device, known)
+        assert counted.total() <= 6

@@ -1,0 +1,32 @@
+"""A small Mixtral of one layer, whose gates are encoded without a model around them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ders_core.checkpoint import ExpertGroup
+from ders_core.packed.open import open_checkpoint
+
+
+def write_experts(directory: Path, count: int) -> None:
+    """Experts near a common start, in a directory that does not exist."""
+    chance = torch.Generator().manual_seed(1)
+    tensors = {"model.layers.0.block_sparse_moe.gate.weight": torch.zeros(count, 32)}
+    for name, shape in (("w1", (24, 32)), ("w2", (32, 24)), ("w3", (24, 32))):
+        start = torch.randn(shape, generator=chance)
+        for expert in range(count):
+            weight = start + 0.1 * torch.randn(shape, generator=chance)
+            whole = f"model.layers.0.block_sparse_moe.experts.{expert}.{name}.weight"
+            tensors[whole] = weight.bfloat16()
+    directory.mkdir()
+    save_file(tensors, directory / "model.safetensors")
+    config = {"model_type": "mixtral", "num_local_experts": count}
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def gates(place: Path) -> ExpertGroup:
+    return next(each for each in open_checkpoint(place).groups() if each.projection == "gate")
