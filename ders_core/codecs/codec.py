@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -49,8 +49,6 @@ NEEDS: tuple[Need, ...] = ("nothing", "inputs", "gradients")
 
 WORKING_BYTES = 10
 """A weight, that most codecs hold at most while they encode."""
-
-V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -141,6 +139,12 @@ class Codec(BaseModel, ABC):
         return frozenset()
 
     @property
+    def is_coded_on_cpu(self) -> bool:
+        """Whether the CPU encodes and decodes it altogether, whatever the device: all that `pack`
+        and `unpack` get is there. A GPU would be waited for with each length."""
+        return bool(self.ragged)
+
+    @property
     def choice(self) -> Choice | None:
         """The menu's entry for this codec; None if it can only be written in YAML."""
         return next(
@@ -217,6 +221,11 @@ class Codec(BaseModel, ABC):
 
         Raises CodecError if the parts contradict themselves.
         """
+
+    def check(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        """Raise CodecError for parts, on the CPU, of which `unpack` on a GPU cannot say that they
+        contradict themselves: it would wait for that."""
+        return
 
     def tried(self, matrix: TriedMatrix, context: EncodeContext) -> tuple[torch.Tensor, float]:
         """Ŵ as `unpack` would give it, and about the bytes of `ragged` parts, which a codec need
@@ -364,17 +373,6 @@ class DeltaCodec(Codec):
         base's dtype."""
         start = base if dtype is base.dtype else base.float()
         return self.unpack(parts, start, context).to(dtype)
-
-
-def prefixed(prefix: str, specs: Mapping[str, V]) -> dict[str, V]:
-    """The parts of a codec within another one."""
-    return {f"{prefix}.{name}": value for name, value in specs.items()}
-
-
-def within(prefix: str, parts: Mapping[str, V]) -> dict[str, V]:
-    """The inverse of `prefixed`: the parts under the prefix, without it."""
-    head = f"{prefix}."
-    return {name.removeprefix(head): part for name, part in parts.items() if name.startswith(head)}
 
 
 CODECS: Registry[Codec] = Registry("codec", "ders_core.codecs", CodecError)

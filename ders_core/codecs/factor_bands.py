@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ders_core.codecs.codec import EncodeContext, Parts, prefixed, within
+from ders_core.codecs.codec import EncodeContext, Parts
+from ders_core.codecs.part_names import prefixed, within
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, Routes
 from ders_core.codecs.tunable import Tunable

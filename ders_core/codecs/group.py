@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 from ders_core.codecs import Codec, Keep, Parts, make_codec
-from ders_core.codecs.codec import prefixed
+from ders_core.codecs.part_names import prefixed
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -111,6 +111,12 @@ class GroupCodec:
     @property
     def exact(self) -> bool:
         return all(codec.exact for codec in self.codecs)
+
+    def device_of(self, device: torch.device | str) -> torch.device:
+        """Where the group is encoded and decoded, if that is meant to be on this device: on the CPU
+        if a codec of its experts is (see `Codec.is_coded_on_cpu`), or nothing is computed."""
+        on_cpu = self.keeps or any(codec.is_coded_on_cpu for codec in self.codecs)
+        return torch.device("cpu" if on_cpu else device)
 
     @property
     def settled(self) -> bool:

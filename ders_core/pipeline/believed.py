@@ -35,7 +35,7 @@ class Inputs:
         moments.div_(doubt).diagonal().copy_(diagonal)
         return cls(moments, 1 / doubt)
 
-    def on(self, device: str) -> Inputs:
+    def on(self, device: torch.device) -> Inputs:
         return replace(self, believed=self.believed.to(device))
 
     def output_squared(self, error: torch.Tensor) -> float:

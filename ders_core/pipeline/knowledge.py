@@ -59,7 +59,7 @@ class Knowledge:
     def router(self, expert: int) -> Curvature | None:
         return self.routers[expert] if self.routers else None
 
-    def on(self, device: str) -> Knowledge:
+    def on(self, device: torch.device) -> Knowledge:
         """The same for work on a device."""
         if self.inputs is None or self.guiding is None:
             return self

@@ -15,9 +15,9 @@ import torch
 
 from ders_core.codecs import Chain, DeltaCodec, Parts
 from ders_core.codecs.chain import stage_seed
-from ders_core.codecs.codec import prefixed
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, Stacked
+from ders_core.codecs.part_names import prefixed
 from ders_core.compute.progress import Meter
 from ders_core.errors import RecipeError
 from ders_core.packed.patch import write_rollback

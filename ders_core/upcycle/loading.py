@@ -15,8 +15,8 @@ from transformers.activations import ACT2FN
 from ders_core.checkpoint.layouts import Layout, known_layouts
 from ders_core.codecs import Chain, Codec, Parts
 from ders_core.codecs.chain import stage_seed
-from ders_core.codecs.codec import within
 from ders_core.codecs.coding.prng import expert_seed
+from ders_core.codecs.part_names import within
 from ders_core.compute.device import resolve_device
 from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype

@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ders_core.codecs.codec import EncodeContext, Parts, prefixed, within
+from ders_core.codecs.codec import EncodeContext, Parts
 from ders_core.codecs.fitting.codes import unpacked
 from ders_core.codecs.fitting.stored_scales import lines_of
+from ders_core.codecs.part_names import prefixed, within
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.tunable import Tunable
 from ders_core.compute.buffers import fresh
@@ -30,8 +31,8 @@ class ValueCoder(ABC):
         """values: float32 `[count]`."""
 
     @abstractmethod
-    def scaled(self, parts: Parts, factor: float) -> Parts:
-        """The parts of the same values times a factor above 0."""
+    def scaled(self, parts: Parts, factor: torch.Tensor) -> Parts:
+        """The parts of the same values times a factor above 0, float64 `[]`."""
 
     @abstractmethod
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -56,7 +57,7 @@ class PlainValues(ValueCoder):
     def encode(self, values: torch.Tensor, context: EncodeContext) -> Parts:
         return {"values": fresh(values.shape, context.dtype, values.device).copy_(values)}
 
-    def scaled(self, parts: Parts, factor: float) -> Parts:
+    def scaled(self, parts: Parts, factor: torch.Tensor) -> Parts:
         return {"values": (parts["values"].float() * factor).to(parts["values"].dtype)}
 
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -93,7 +94,7 @@ class QuantizedValues(ValueCoder):
         plain = EncodeContext(context.dtype, context.seed)  # moments are of columns, not of these
         return prefixed("values", self.codec.encode(rows, plain))
 
-    def scaled(self, parts: Parts, factor: float) -> Parts:
+    def scaled(self, parts: Parts, factor: torch.Tensor) -> Parts:
         return prefixed("values", self.codec.scaled(within("values", parts), factor))
 
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -1,0 +1,12 @@
+"""Tensors that go from the CPU to another device, and nothing waits for them."""
+
+from __future__ import annotations
+
+from ders_core.later import torch
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device; itself for the CPU. To a GPU it goes from pinned memory:
+    from any other, the copy would wait until the GPU has done all before it."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
