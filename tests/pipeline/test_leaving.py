@@ -39,7 +39,7 @@ from ders_core.recipe import Recipe
 FEW, MANY = 1, 3
 LOW_RANK: dict[str, Any] = {"codec": "lowrank", "rank": 4}
 LONG = bool(os.environ.get("DERS_HOLD_LONG"))
-SHORT = (
+SHORT: tuple[dict[str, Any], ...] = (
     {"codec": "entropy", "bits": 0.3, "rounding": "unbiased", "gain": "auto"},
     {"codec": "keep"},
     {"codec": "lossless"},
@@ -118,7 +118,9 @@ def assert_same(found: Encoding, expected: Encoding) -> None:
 
 
 @pytest.mark.parametrize(
-    "codec", EXAMPLES if LONG else [*map(make_codec, SHORT)], ids=lambda codec: codec.label
+    "codec",
+    EXAMPLES if LONG else [make_codec(each) for each in SHORT],
+    ids=lambda codec: codec.label,
 )
 def test_waits_do_not_grow_with_the_experts(
     codec: Codec, place: Path, monkeypatch: pytest.MonkeyPatch

@@ -103,7 +103,7 @@ class BlockDraw:
         each = torch.arange(len(drawn), device=device)
         block: torch.Tensor = torch.repeat_interleave(each, counts, output_size=sum(drawn))
         rank = torch.arange(len(block), device=device) - (counts.cumsum(0) - counts)[block]
-        numbers = each + part.start
+        numbers: torch.Tensor = each + part.start
         keys = [
             key ^ mix32(numbers * (turn + 1) & 0xFFFFFFFF)
             for turn, key in enumerate(round_keys(self.seed))
