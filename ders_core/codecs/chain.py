@@ -109,6 +109,10 @@ class Chain(DeltaCodec):
         return all(stage.acts_by_rows for stage in self.stages)
 
     @property
+    def is_coded_on_cpu(self) -> bool:
+        return any(stage.is_coded_on_cpu for stage in self.stages)
+
+    @property
     def settled(self) -> bool:
         return all(stage.settled for stage in self.stages)
 
@@ -125,6 +129,10 @@ class Chain(DeltaCodec):
         for number, stage in enumerate(self.stages):
             parts |= prefixed(str(number), stage.parts(shape, dtype))
         return parts
+
+    def check(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        for number, stage in enumerate(self.stages):
+            stage.check(within(str(number), parts), shape)
 
     def remark(self, shape: tuple[int, int]) -> str:
         remarks = (stage.remark(shape) for stage in self.stages)

@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.codecs.choice import Choice
-from ders_core.codecs.curvature import Curvature
+from ders_core.codecs.encode_context import EncodeContext as EncodeContext
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
@@ -49,38 +49,6 @@ NEEDS: tuple[Need, ...] = ("nothing", "inputs", "gradients")
 
 WORKING_BYTES = 10
 """A weight, that most codecs hold at most while they encode."""
-
-
-@dataclass(frozen=True)
-class EncodeContext:
-    """What a codec may know besides the delta.
-
-    dtype: the checkpoint's storage dtype, in which values are kept.
-    seed: of this expert's weight; the same at decoding.
-    moments: E[x xᵀ] `[in, in]` of what the weight is multiplied with, or its diagonal `[in]`,
-        float32; None without a calibration, and at decoding.
-    curvature: what errors of this weight cost; None without a calibration that has gradients.
-    removal: what removing the deltas of the whole model costs, in nats per token, as far as it is
-        this weight's; None without gradients.
-    groups: how many groups of the model are encoded, whose deltas shrink together.
-    """
-
-    dtype: torch.dtype
-    seed: int
-    moments: torch.Tensor | None = None
-    curvature: Curvature | None = None
-    removal: float | None = None
-    groups: int = 1
-
-    @property
-    def importance(self) -> torch.Tensor | None:
-        """What an error in column j weighs, `[in]`: its curvature, or E[x_j²]; None without a
-        calibration."""
-        if self.curvature is not None and self.curvature.total > 0:
-            return self.curvature.columns
-        if self.moments is None or self.moments.dim() == 1:
-            return self.moments
-        return self.moments.diagonal()
 
 
 class Codec(BaseModel, ABC):
@@ -137,6 +105,12 @@ class Codec(BaseModel, ABC):
     def ragged(self) -> frozenset[str]:
         """Parts whose first dimension depends on the data: `parts` gives the most it can be."""
         return frozenset()
+
+    @property
+    def is_coded_on_cpu(self) -> bool:
+        """Whether the CPU encodes and decodes it altogether, whatever the device: all that `pack`
+        and `unpack` get is there. A GPU would be waited for with each length."""
+        return bool(self.ragged)
 
     @property
     def choice(self) -> Choice | None:
@@ -223,6 +197,11 @@ class Codec(BaseModel, ABC):
         last hold a multiple of SUMMED_FIRST values (see `compute.sums`). Raises as `unpack` does.
         """
         return [self.unpack(parts, base, context).view(-1)]
+
+    def check(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        """Raise CodecError for parts, on the CPU, of which `unpack` on a GPU cannot say that they
+        contradict themselves: it would wait for that."""
+        return
 
     def tried(self, matrix: TriedMatrix, context: EncodeContext) -> tuple[torch.Tensor, float]:
         """Ŵ as `unpack` would give it, and about the bytes of `ragged` parts, which a codec need

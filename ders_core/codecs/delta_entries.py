@@ -64,7 +64,7 @@ class Entries(ABC):
 
     def at_or_zero(self, places: torch.Tensor) -> torch.Tensor:
         """The same, with 0 at the place −1."""
-        if not places.numel() or int(places.min()) >= 0:
+        if places.device.type == "cpu" and (not places.numel() or int(places.min()) >= 0):
             return self.at(places)
         return torch.where(places >= 0, self.at(places.clamp_min(0)), 0.0)
 

@@ -207,11 +207,10 @@ class Entropy(DeltaCodec):
         return {"stream": TensorSpec(Dtype.U8, (self._limit(shape),))}
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        return {"stream": self._encoded(MatrixEntries(delta.cpu()), context).to(delta.device)}
+        return {"stream": self._encoded(MatrixEntries(delta), context)}
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
-        deltas = DifferenceEntries(weight.cpu(), base.cpu())
-        return {"stream": self._encoded(deltas, context).to(weight.device)}
+        return {"stream": self._encoded(DifferenceEntries(weight, base), context)}
 
     def _encoded(self, deltas: DeltaEntries, context: EncodeContext) -> torch.Tensor:
         coded = self._by_bits if self.knob is None else self._by_knob
@@ -244,7 +243,7 @@ class Entropy(DeltaCodec):
         nbytes = told_bytes(entries.steps, coded.counts_within)
         self._check_by_knob(coded, nbytes, delta.shape)
         levels = self._levels(entries, coded, context)
-        return entries.decoded(coded, levels).to(delta.matrix.device), nbytes
+        return entries.decoded(coded, levels), nbytes
 
     def _coded_by_knob(self, delta: TriedDelta, context: EncodeContext) -> tuple[Entries, Coded]:
         assert self.knob is not None
@@ -295,7 +294,7 @@ class Entropy(DeltaCodec):
             delta = even_stream.read(stream, math.prod(shape)).view(shape)
         else:
             delta = classed_stream.read(stream, shape)
-        return delta.to(stream.device)
+        return delta.to(stream.device)  # a model may hold it on a GPU
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext

@@ -9,14 +9,14 @@ at gain 1, KL(a) = (1 − a)² B + a² V, which is least at a = B / (B + V).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator
 
 from ders_core.codecs.codec import EncodeContext
 from ders_core.codecs.statistics import Expected
-from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.tensor_scale import tensor_scale_of
 from ders_core.later import torch
 
 Gain = Literal["unbiased", "least_squares", "auto"] | float
@@ -75,23 +75,27 @@ def gain_factor(
     context: EncodeContext,
     *,
     by_chance: bool = False,
-) -> float:
+) -> torch.Tensor:
     """What to multiply a decoded delta by, so that it has this gain; 1 for a delta or a code of
-    zeros alone. With second moments, ⟨Δ̂x, Δx⟩ counts, of inputs without correlation.
+    zeros alone. With second moments, ⟨Δ̂x, Δx⟩ counts, of inputs without correlation. float64 `[]`
+    on the delta's device, which nothing waits for.
 
     delta, decoded: `[out, in]` float32. by_chance: the code has a gain of 1 on average over its
     chances, which is better known than what one draw of them gives.
     """
-    metric, scale = Metric.of(context), scale_of(delta)
+    metric, scale = Metric.of(context), tensor_scale_of(delta)
     shared = metric.inner(decoded, delta, scale)
-    if not shared > 0:
-        return 1.0
+    one = torch.ones_like(shared)
     if gain == "least_squares":
-        return shared / metric.inner(decoded, decoded, scale)
-    unbiased = 1.0 if by_chance else metric.inner(delta, delta, scale) / shared
+        factor = shared / metric.inner(decoded, decoded, scale)
+    else:
+        factor = one if by_chance else metric.inner(delta, delta, scale) / shared
+    factor = torch.where(shared > 0, factor, one)
     if gain == "auto":
-        return unbiased * best_gain(delta, decoded * unbiased, context, by_chance=by_chance)
-    return unbiased * (gain if isinstance(gain, float) else 1.0)
+        wanted = best_gain(delta, decoded * factor, context, by_chance=by_chance)
+    else:
+        wanted = one * gain if isinstance(gain, float) else one
+    return torch.where(shared > 0, factor * wanted, one)
 
 
 def expected_with(
@@ -105,14 +109,14 @@ def expected_with(
         return code.scaled(code.gain / (code.gain**2 + code.noise**2))
     unbiased = code.scaled(1 / code.gain)
     if gain == "auto":
-        return unbiased.scaled(_best_without_gradients(unbiased.noise**2, groups, by_chance))
+        return unbiased.scaled(min(_without_gradients(unbiased.noise**2, groups, by_chance)))
     return unbiased.scaled(gain if isinstance(gain, float) else 1.0)
 
 
 def best_gain(
     delta: torch.Tensor, decoded: torch.Tensor, context: EncodeContext, *, by_chance: bool
-) -> float:
-    """B / (B + V) for a code of gain 1.
+) -> torch.Tensor:
+    """B / (B + V) for a code of gain 1, as of `gain_factor`.
 
     delta, decoded: `[out, in]` float32. by_chance: as of `gain_factor`. With gradients B and V are
     what this weight's deltas and its errors cost. Without, V / B is taken to be ‖E‖² / ‖Δ‖² over a
@@ -121,20 +125,27 @@ def best_gain(
     """
     error = decoded - delta
     if context.curvature is not None and context.removal is not None:
-        noise = float(context.curvature.cost(error, context.moments))
+        cost = context.curvature.cost(error, context.moments)
         removal = context.removal
-        return removal / (removal + noise) if removal > 0 else 1.0
-    scale = scale_of(delta)
+        best = removal / (removal + cost) if removal > 0 else 1.0
+        return torch.as_tensor(best, dtype=torch.float64, device=delta.device)
+    scale = tensor_scale_of(delta)
     energy = Metric().inner(delta, delta, scale)
-    noise = Metric().inner(error, error, scale) / energy if energy else 0.0
-    return _best_without_gradients(noise, context.groups, by_chance)
+    lost = Metric().inner(error, error, scale)
+    noise = torch.where(energy > 0, lost / energy, 0.0)
+    gains = _without_gradients(noise, context.groups, by_chance)
+    return torch.stack(gains).amin()
 
 
-def _best_without_gradients(noise: float, groups: int, by_chance: bool) -> float:
-    """noise: ‖E‖² / ‖Δ‖² at a gain of 1; that of least squares is 1 / (1 + noise)."""
+N = TypeVar("N", float, "torch.Tensor")
+
+
+def _without_gradients(noise: N, groups: int, by_chance: bool) -> list[N]:
+    """The gains of which the least is best. noise: ‖E‖² / ‖Δ‖² at a gain of 1; that of least
+    squares is 1 / (1 + noise)."""
     removal = GROUPS_COHERENCE * groups
     best = removal / (removal + noise)
-    return best if by_chance else min(best, 1 - (1 - DECIDED) * noise / (1 + noise))
+    return [best] if by_chance else [best, 1 - (1 - DECIDED) * noise / (1 + noise)]
 
 
 @dataclass(frozen=True)
@@ -152,16 +163,17 @@ class Metric:
             return cls(context.curvature.rows, context.curvature.columns)
         return cls(None, context.importance)
 
-    def inner(self, left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> float:
-        """Σ weight · left · right / scale² in float64, a piece at a time."""
-        total = 0.0
+    def inner(self, left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Σ weight · left · right / scale², a piece at a time: float64 `[]` on their device, which
+        nothing waits for. scale: `[]`, a power of two."""
+        total = torch.zeros((), dtype=torch.float64, device=left.device)
         for rows in row_pieces(left.shape, chunk_values(left.device)):
             product = (left[rows].double() / scale) * (right[rows].double() / scale)
             if self.columns is not None:
                 product = product * _on(self.columns, product)
             if self.rows is not None:
                 product = product * _on(self.rows[rows], product).unsqueeze(1)
-            total += float(product.sum())
+            total += product.sum()
         return total
 
 

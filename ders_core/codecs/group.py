@@ -112,6 +112,12 @@ class GroupCodec:
     def exact(self) -> bool:
         return all(codec.exact for codec in self.codecs)
 
+    def device_of(self, device: torch.device | str) -> torch.device:
+        """Where the group is encoded and decoded, if that is meant to be on this device: on the CPU
+        if a codec of its experts is (see `Codec.is_coded_on_cpu`), or nothing is computed."""
+        on_cpu = self.keeps or any(codec.is_coded_on_cpu for codec in self.codecs)
+        return torch.device("cpu" if on_cpu else device)
+
     @property
     def settled(self) -> bool:
         return all(codec.settled for codec in self.codecs)

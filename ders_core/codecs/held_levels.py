@@ -121,6 +121,10 @@ class HeldLevels(DeltaCodec):
     def ragged(self) -> frozenset[str]:
         return frozenset({HELD})
 
+    @property
+    def is_coded_on_cpu(self) -> bool:
+        return False
+
     def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         (stream,) = self.of_streams.parts(shape, dtype).values()
         forms = Form(DENSE, 8, MOST_LEVELS, True), Form(STREAM, 8, stream.nbytes, False)

@@ -57,12 +57,12 @@ class Lossless(Codec):
         return {"stream": TensorSpec(Dtype.U8, (1 + math.prod(shape) * dtype.itemsize,))}
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
-        expert, start = weight.reshape(-1).cpu(), base.reshape(-1).cpu()
+        expert, start = weight.reshape(-1), base.reshape(-1)
         stream = difference_stream.write(CODED, expert, start)
         if stream is None or stream.numel() > expert.nbytes:
             raw = expert.contiguous().view(torch.uint8)
             stream = torch.cat([torch.tensor([RAW], dtype=torch.uint8), raw])
-        return {"stream": stream.to(weight.device)}
+        return {"stream": stream}
 
     def tried(self, matrix: TriedMatrix, context: EncodeContext) -> tuple[torch.Tensor, float]:
         """It comes back as it was."""
@@ -73,7 +73,7 @@ class Lossless(Codec):
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
         reader = Reader(parts["stream"])
-        start = base.reshape(-1).cpu()
+        start = base.reshape(-1).cpu()  # a model may hold it on a GPU
         form = reader.number("<u1")
         if form == CODED:
             expert = difference_stream.read(reader, start)

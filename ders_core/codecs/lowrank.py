@@ -201,20 +201,22 @@ class LowRank(DeltaCodec):
         if self.energy is None:
             return self
         pooled: torch.Tensor | None = None
-        total = 0.0  # not the sum of `pooled`, where the noise of small values adds up
+        total: torch.Tensor | None = None  # not that of `pooled`: noise of small values adds up
         for delta in deltas:
             thin = delta if delta.shape[0] <= delta.shape[1] else delta.T
             unit, scale = unit_of(thin)
             precise = unit.double() if thin.shape[0] <= EXACT_BELOW else unit
             gram = (precise @ precise.T).double()
             squares = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0) * scale**2
+            energy = gram.trace() * scale**2
             pooled = squares if pooled is None else pooled + squares
-            total += float(gram.trace()) * scale**2
-        if pooled is None or not total:
+            total = energy if total is None else total + energy
+        if pooled is None or total is None:
             rank = 1
-        else:
+        else:  # of zeros alone, too, 1
             target = self.energy * total * (1 - 1e-12)
-            rank = min(int(torch.searchsorted(pooled.cumsum(0), target)) + 1, pooled.numel())
+            place = int(torch.searchsorted(pooled.cumsum(0), target))
+            rank = max(min(place + 1, pooled.numel()), 1)
         return self.model_copy(update={"energy": None, "rank": rank})
 
     def tried_delta(self, delta: TriedDelta, context: EncodeContext) -> tuple[torch.Tensor, float]:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.packing import (
+    check_trits,
     packed_bytes,
     packed_trits_bytes,
 )
@@ -167,6 +168,10 @@ class Quantized(DeltaCodec):
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         return self._packed(Deltas(weight, base), context)
 
+    def check(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        if self.bits is None:
+            check_trits(parts["codes"])
+
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
@@ -200,8 +205,8 @@ class Quantized(DeltaCodec):
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         return self._packed(Deltas(delta), context)
 
-    def scaled(self, parts: Parts, factor: float) -> Parts:
-        """The parts of the same delta times a factor above 0."""
+    def scaled(self, parts: Parts, factor: torch.Tensor) -> Parts:
+        """The parts of the same delta times a factor above 0, float64 `[]`."""
         names = ("tops" if self.scale_bits == 8 else "scales", "offsets")
         return {
             name: (part.float() * factor).to(part.dtype) if name in names else part

@@ -33,9 +33,8 @@ from ders_core.codecs.selection.drawn import RandomSelection, WholeSelection
 from ders_core.codecs.selection.pattern import PatternSelection
 from ders_core.codecs.selection.placing import (
     Places,
-    PlacesInPieces,
+    added,
     kept_places,
-    placed,
     scaled_by_row,
     scattered,
 )
@@ -218,6 +217,14 @@ class Sparse(DeltaCodec):
         return expected_with(self.gain, kept, statistics.groups, by_chance=self._by_chance)
 
     @property
+    def is_coded_on_cpu(self) -> bool:
+        """Where places depend on others; in patterns and blocks of draws they do not."""
+        return self.pattern is None and (self.method != "random" or self.draws == "matrix")
+
+    def check(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        self._selection.check(parts, shape)
+
+    @property
     def _by_chance(self) -> bool:
         return self.method != "magnitude"
 
@@ -256,10 +263,6 @@ class Sparse(DeltaCodec):
             return 1.0
         return target_of(self.gain)
 
-    @property
-    def _rows_have_gains(self) -> bool:
-        return self.pattern is not None or self.budget == "row"
-
     def kept(self, shape: tuple[int, int]) -> int:
         """How many entries of one expert stay; with a pattern, how many values are stored."""
         return self._selection.count(shape)
@@ -284,7 +287,7 @@ class Sparse(DeltaCodec):
         chosen = self._selection.select(entries, context)
         is_fitted = self._scaling == "least_squares" or self._target is not None
         values = fresh((self.kept(entries.shape),), torch.float32, entries.device)
-        pieces = PlacesInPieces([*chosen.places]) if is_fitted else chosen.places
+        pieces = chosen.places.kept() if is_fitted else chosen.places
         pieces.read_into(values, entries)
         if self._scaling == "unbiased" and chosen.chances is not None:
             values /= chosen.chances.view(-1)[torch.cat([*pieces])]
@@ -307,9 +310,10 @@ class Sparse(DeltaCodec):
         """What the values of each row are multiplied by, `[out]` float32."""
         if self._target is None:
             return row_factors(delta, decoded, context.moments)
-        if self._rows_have_gains:
+        if self.pattern is not None or self.budget == "row":
             return self._target * gain_of_rows(delta, decoded, context.moments)
-        return delta.new_full((len(delta),), gain_factor(self._target, delta, decoded, context))
+        factor = gain_factor(self._target, delta, decoded, context)
+        return factor.to(delta.dtype).expand(len(delta))
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
@@ -319,11 +323,7 @@ class Sparse(DeltaCodec):
         is_whole = values.numel() == self.kept((base.shape[0], base.shape[1]))
         if is_whole and kernels.takes_stored(start):
             return pieces.added(values, start).view(base.shape)
-        weight = start + 0.0  # as every sum with a dropped entry: −0 becomes 0
-        for kept, places in placed(values, pieces):
-            total = kept + start.index_select(0, places).float()
-            weight.index_copy_(0, places, total.to(base.dtype))
-        return weight.view(base.shape)
+        return added(values, pieces, start).view(base.shape)
 
     def unpack_with_rows(
         self,

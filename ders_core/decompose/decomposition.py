@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from ders_core.checkpoint import ExpertGroup, MatrixStack
 from ders_core.checkpoint.streaming import each_matrix
+from ders_core.compute.sent import sent
 from ders_core.decompose.distortion import is_finite
 from ders_core.errors import CheckpointError
 from ders_core.later import torch
@@ -65,7 +66,7 @@ class Decomposition:
     def weight(self, expert: int) -> torch.Tensor:
         """W_i `[out, in]` in storage dtype, on the base's device. Raises CheckpointError for values
         that are not finite."""
-        return self._checked(expert, self.group.read(expert)).to(self.base.device)
+        return sent(self._checked(expert, self.group.read(expert)), self.base.device)
 
     def _checked(self, expert: int, weight: torch.Tensor) -> torch.Tensor:
         if not is_finite(weight):

@@ -44,6 +44,13 @@ class Assembler:
         spec = self.tensors[name].numbers
         return spec if self.dtype is None else TensorSpec(self.dtype, spec.shape)
 
+    def device_of(self, name: str, device: torch.device | str) -> torch.device:
+        """Where a tensor's pieces are made, if that is meant to be on this device: on the CPU, if
+        one of its matrices is decoded there (see `Codec.is_coded_on_cpu`)."""
+        stacks = {member.stack.prefix: member.stack for member in self.tensors[name].members}
+        devices = (self.matrices.device_of(stack, device) for stack in stacks.values())
+        return next((each for each in devices if each.type == "cpu"), torch.device(device))
+
     def pieces(self, name: str, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
         """The stored elements in order, in equal pieces `[n]` (see `Assembled.pieces`)."""
         for number in range(self.tensors[name].pieces):

@@ -13,6 +13,7 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext
 from ders_core.codecs.group import BaseForm, GroupCodec, Lengths, packed_parts
 from ders_core.codecs.part_begins import PartBegins
 from ders_core.compute.buffers import fresh
+from ders_core.compute.sent import sent
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.store import TensorStore
@@ -34,6 +35,10 @@ class HeldCodes:
 
     parts: dict[str, torch.Tensor]
     pieces: dict[str, list[torch.Tensor]]
+
+    def of_row(self, part: str, row: int) -> torch.Tensor:
+        """A part of one matrix of its codec."""
+        return self.pieces[part][row] if part in self.pieces else self.parts[part][row]
 
 
 class PackedMatrices:
@@ -77,14 +82,19 @@ class PackedMatrices:
         wanted = dtype or stored
         if group.keeps:
             return self._row(stack, "weight", number).to(device, wanted)
-        parts = self._take(stack, "", group, number, stack.lengths, device)
-        codec = group.expert(number)
+        codec, where = group.expert(number), group.device_of(device)
         is_delta = isinstance(codec, DeltaCodec)
         base_dtype = self.base_dtype(stack, wanted) if is_delta else stored
-        base = self._base_on(stack, number, device, base_dtype)
         context = EncodeContext(stored, stack.seed(self.seed, number))
+        parts = self._take(stack, "", group, number, stack.lengths)
+        base = self._base_on(stack, number, where, base_dtype)
         with naming(self.place(stack, number)):
-            return codec.unpack_as(wanted, parts, base, context)
+            there = _sent(codec, parts, stack.stacked[1:], where)
+            return codec.unpack_as(wanted, there, base, context).to(device)
+
+    def device_of(self, stack: PackedStack, device: torch.device | str) -> torch.device:
+        """Where `weight` decodes what is wanted on a device."""
+        return self._codecs[stack.prefix].device_of(device)
 
     def place(self, stack: PackedStack, number: int) -> str:
         """Where one matrix lies, as messages name it."""
@@ -125,8 +135,8 @@ class PackedMatrices:
         group, shape, dtype = self._codecs[stack.prefix], stack.stacked[1:], Dtype[stack.dtype]
         held, codes = group.held_form(shape), HeldCodes({}, {})
         for number, (codec, form) in enumerate(zip(group.codecs, held.codecs, strict=True)):
-            members = group.members(number)
-            for part, spec in form.parts(shape, dtype).items():
+            members, specs = group.members(number), form.parts(shape, dtype)
+            for part, spec in specs.items():
                 name = held.part_name(members[0], part)
                 if form != codec and part in form.ragged:
                     codes.pieces[name] = []
@@ -139,6 +149,11 @@ class PackedMatrices:
                     codes.parts[name] = self._tensor(stack, name).read()
             if form != codec:
                 self._hold(stack, codec, members, codes)
+                continue
+            for row, member in enumerate(members):
+                parts = {part: codes.of_row(held.part_name(member, part), row) for part in specs}
+                with naming(self.place(stack, member)):
+                    codec.check(parts, shape)
         return codes
 
     def _hold(self, stack: PackedStack, codec: Codec, members: list[int], codes: HeldCodes) -> None:
@@ -146,7 +161,7 @@ class PackedMatrices:
         group, shape = self._codecs[stack.prefix], stack.stacked[1:]
         stored = Dtype[stack.dtype].torch
         for row, number in enumerate(members):
-            parts = self._take(stack, "", group, number, stack.lengths, "cpu")
+            parts = self._take(stack, "", group, number, stack.lengths)
             context = EncodeContext(stored, stack.seed(self.seed, number))
             with naming(self.place(stack, number)):
                 held = codec.held_parts(parts, shape, context)
@@ -208,12 +223,11 @@ class PackedMatrices:
         codec: GroupCodec,
         number: int,
         lengths: Lengths,
-        device: torch.device | str,
     ) -> Mapping[str, torch.Tensor]:
         """The parts of one matrix, or of one base; head: what their names begin with."""
 
         def read(part: str, rows: slice) -> torch.Tensor:
-            return _read(self._tensor(stack, f"{head}{part}"), rows).to(device)
+            return _read(self._tensor(stack, f"{head}{part}"), rows)
 
         _, out, width = stack.stacked
         return codec.take(number, read, (out, width), Dtype[stack.dtype], lengths)
@@ -243,14 +257,17 @@ class PackedMatrices:
         shape, stored = stack.stacked[1:], Dtype[stack.dtype].torch
         if form is not None and not form.is_coded:
             rows = slice(None) if form.count is None else slice(which, which + 1)
-            return _read(self._tensor(stack, "base"), rows).reshape(shape).to(device, dtype)
+            base = _read(self._tensor(stack, "base"), rows).reshape(shape)
+            return sent(base, torch.device(device)).to(dtype)
         if form is None:
             return torch.zeros(shape, dtype=dtype, device=device)
-        zeros = torch.zeros(shape, dtype=stored, device=device)
-        parts = self._take(stack, "base.", form.stacked, which, form.lengths or {}, device)
+        where = form.stacked.device_of(device)
+        zeros = torch.zeros(shape, dtype=stored, device=where)
         context = EncodeContext(stored, stack.base_seed(self.seed, which))
+        parts = self._take(stack, "base.", form.stacked, which, form.lengths or {})
         with naming(f"{self._store.path}: {stack.prefix}.base"):
-            return form.codec.unpack_as(dtype, parts, zeros, context)
+            there = _sent(form.codec, parts, shape, where)
+            return form.codec.unpack_as(dtype, there, zeros, context).to(device)
 
     def _check(self, stack: PackedStack) -> None:
         """Take the codecs of a stack whose parts on disk are exactly those that they write."""
@@ -290,6 +307,17 @@ def naming(place: str) -> Iterator[None]:
         yield
     except CodecError as error:
         raise CodecError(f"{place}: {error}") from error
+
+
+def _sent(
+    codec: Codec, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], device: torch.device
+) -> Mapping[str, torch.Tensor]:
+    """Parts of a matrix that are read, on a device. Raises CodecError for damage of which it is not
+    asked there."""
+    if device.type == "cpu":
+        return parts
+    codec.check(parts, shape)
+    return {name: sent(part, device) for name, part in parts.items()}
 
 
 def _read(tensor: FileTensor, rows: slice) -> torch.Tensor:

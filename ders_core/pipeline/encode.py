@@ -62,12 +62,12 @@ class EncodeTask:
     """All that a process needs to encode one group or another tensor. It is pickled, so it holds
     values and no open files.
 
-    key: which. device: where to encode. staged: the file to write, by whose name the note beside it
-    goes. places: where to write its tensors instead, by their full names. run: a name of the run
-    that the task belongs to. ahead: the key of what is encoded soon after; its bytes are read
-    beforehand. groups: how many are encoded in all. removal: as of `EncodeContext`, of each expert;
-    fewer where it is not known of the last. held: the files that the run has opened, which the task
-    must read.
+    key: which. device: where to encode what a GPU can (see `GroupCodec.device_of`). staged: the
+    file to write, by whose name the note beside it goes. places: where to write its tensors
+    instead, by their full names. run: a name of the run that the task belongs to. ahead: the key of
+    what is encoded soon after; its bytes are read beforehand. groups: how many are encoded in all.
+    removal: as of `EncodeContext`, of each expert; fewer where it is not known of the last. held:
+    the files that the run has opened, which the task must read.
     """
 
     source: CheckpointRef
@@ -115,22 +115,24 @@ def _encoded(
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
     if isinstance(stack, OtherTensor):
         codec = GroupCodec.same(recipe.codec_of_tensor(stack), stack.shape[0])
+        device = codec.device_of(task.device)
         known, form = tensor_knowledge(stack, calibration), None
-        tried = iter([(WITHOUT, without_base(stack, task.device))])
+        tried = iter([(WITHOUT, without_base(stack, device))])
     else:
         assert isinstance(stack, ExpertGroup)
         codec = recipe.group_codec(*stack.key, stack.shape[0])
         if codec.keeps:
             return _kept(stack, codec, digest), {}
+        device = codec.device_of(task.device)
         known = group_knowledge(
             stack, calibration, task.removal, task.groups, recipe.base.is_stored
         )
         form = base_form(recipe, stack)
         following = next_base()
         begun = following.take(_group_of(task, task.key)) if following is not None else None
-        tried = begun or _decompositions(stack, recipe, task.device, calibration)
-    known = known.on(torch.device(task.device))
-    encoder = Encoder.of(recipe, codec, form, known, _threads(stack, codec, task.device))
+        tried = begun or _decompositions(stack, recipe, device, calibration)
+    known = known.on(device)
+    encoder = Encoder.of(recipe, codec, form, known, _threads(stack, codec, device))
     placed = PlacedGroup(stack.prefix, task.places) if task.places is not None else None
     ahead = None if task.ahead is None else stack_of(checkpoint, recipe, task.ahead)
     seen: Callable[[torch.Tensor], None] = digest.add
@@ -138,7 +140,9 @@ def _encoded(
         seen = _and_begin(ahead, task, calibration, digest, stack.shape[0], encoder.threads)
     best, others = _best(_each(tried, encoder, ahead, seen, placed))
     return (
-        _or_none(best, others, stack, encoder, task) if recipe.base.is_optional else (best, others)
+        _or_none(best, others, stack, encoder, device)
+        if recipe.base.is_optional
+        else (best, others)
     )
 
 
@@ -147,7 +151,7 @@ def _or_none(
     others: dict[str, float],
     stack: MatrixStack,
     encoder: Encoder,
-    task: EncodeTask,
+    device: torch.device,
 ) -> tuple[Encoding, dict[str, float]]:
     """The stack without a base, if the best one does not pay."""
     if best.form is None:
@@ -156,18 +160,18 @@ def _or_none(
     if not is_doubtful(best.squares, least):
         return best, others
     alone = replace(encoder, form=None, known=replace(encoder.known, shrinks=False))
-    plain = alone.encode(WITHOUT, without_base(stack, task.device))
+    plain = alone.encode(WITHOUT, without_base(stack, device))
     if pays(best.loss, plain.loss, least):
         return best, others | {WITHOUT: plain.errors[1]}
     return plain, others | {best.base: best.errors[1]}
 
 
 def _decompositions(
-    group: ExpertGroup, recipe: Recipe, device: str, calibration: Calibration | None
+    group: ExpertGroup, recipe: Recipe, device: torch.device, calibration: Calibration | None
 ) -> Iterator[tuple[str, Decomposition]]:
     context = BaseContext(device, calibration.tokens_per_expert if calibration else None)
     # a GPU copies from pinned memory, into which the files are read
-    is_held = recipe.base.is_stored and torch.device(device).type == "cpu"
+    is_held = recipe.base.is_stored and device.type == "cpu"
     return recipe.base.decompositions(held(group) if is_held else group, context)
 
 
@@ -188,6 +192,7 @@ def _and_begin(
     if that comes next in this thread. threads: how many there is memory for."""
     following, seen = next_base(), 0
     codec = task.recipe.group_codec(*ahead.key, ahead.shape[0])
+    device = codec.device_of(task.device)
 
     def add(matrix: torch.Tensor) -> None:
         nonlocal seen
@@ -195,7 +200,7 @@ def _and_begin(
         if seen == count and following is not None and not codec.keeps:
             following.begin(
                 _group_of(task, ahead.key),
-                lambda: _decompositions(ahead, task.recipe, task.device, calibration),
+                lambda: _decompositions(ahead, task.recipe, device, calibration),
                 threads,
             )
         digest.add(matrix)
@@ -203,9 +208,9 @@ def _and_begin(
     return add
 
 
-def _threads(stack: MatrixStack, codec: GroupCodec, device: str) -> int:
+def _threads(stack: MatrixStack, codec: GroupCodec, device: torch.device) -> int:
     count, out, width = stack.shape
-    return threads_for(count, codec.working_bytes((out, width)), torch.device(device))
+    return threads_for(count, codec.working_bytes((out, width)), device)
 
 
 def _each(

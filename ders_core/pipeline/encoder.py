@@ -22,7 +22,7 @@ from ders_core.pipeline.knowledge import (
     Shared,
     encode_expert,
 )
-from ders_core.pipeline.leaving import on_cpu
+from ders_core.pipeline.leaving import bring_together, on_cpu
 from ders_core.pipeline.placed import PlacedGroup
 from ders_core.recipe import Recipe
 
@@ -228,10 +228,12 @@ def store_bases(
     form = replace(form, count=len(base) if stacked else None)
     if not form.is_coded:
         return StoredBases(decomposition, form, {"base": Stacked.whole(base.cpu())})
-    bases = list(base) if stacked else [base]
+    where = form.stacked.device_of(base.device)
+    known = known if where == base.device else known.on(where)
+    bases = list(base.to(where)) if stacked else [base.to(where)]
     zeros = torch.zeros_like(bases[0])
     codec = form.stacked.fit(lambda chosen: [bases[number].float() for number in chosen])
-    parts, given_back, unrounded = list[Parts](), [], []
+    coded, given_back, unrounded = list[Parts](), [], []
     cost: float | None = 0.0
     router_noise: float | None = 0.0
     for number, each in enumerate(bases):
@@ -239,9 +241,6 @@ def store_bases(
         context = known.base_context(decomposition.group, number, members, seed)
         packed = codec.expert(number).pack(each, zeros, context)
         again = codec.expert(number).unpack(packed, zeros, context)
-        if not is_finite(again):
-            where = f"{decomposition.group.title}: the base"
-            raise _too_large(decomposition.group, where, codec.label)
         given_back.append(again)
         if is_shared:
             unrounded.append(codec.expert(number).unpack_as(torch.float32, packed, zeros, context))
@@ -250,14 +249,19 @@ def store_bases(
             router_noise = total(
                 router_noise, cost_of(known.routers_of_base, members, error, known.guiding)
             )
-        parts.append({name: part.cpu() for name, part in packed.items()})
-    tensors, lengths = codec.stack(parts)
+        coded.append(packed)
+    tensors, lengths = codec.stack(_left(coded))
 
     def against(bases: list[torch.Tensor]) -> Decomposition:
-        return replace(decomposition, base=torch.stack(bases) if stacked else bases[0])
+        whole = torch.stack(bases) if stacked else bases[0]
+        return replace(decomposition, base=whole.to(base.device))
 
+    stored = against(given_back)
+    if not is_finite(stored.base):
+        what = f"{decomposition.group.title}: the base"
+        raise _too_large(decomposition.group, what, codec.label)
     return StoredBases(
-        against(given_back),
+        stored,
         replace(form, codec=codec.codecs[0], lengths=lengths),
         {f"base.{part}": tensor for part, tensor in tensors.items()},
         decomposition if is_shared else None,
@@ -265,6 +269,12 @@ def store_bases(
         router_noise,
         against(unrounded) if is_shared else None,
     )
+
+
+def _left(coded: Sequence[Parts]) -> list[Parts]:
+    """The parts of each base on the CPU; from a GPU they come together."""
+    brought = iter(bring_together([part for parts in coded for part in parts.values()]))
+    return [{name: next(brought) for name in parts} for parts in coded]
 
 
 def total(one: float | None, other: float | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 
 from ders_core.codecs import Parts
 from ders_core.later import torch
@@ -36,6 +37,27 @@ def on_cpu(encoded: Iterable[EncodedExpert]) -> Iterator[tuple[Parts, Losses]]:
     yield from _brought(waiting)
 
 
+def tensors_on_cpu(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same, contiguous, on the CPU, in order. On a GPU the next ones are made before the first
+    are brought, up to `AT_ONCE`, but not while one of `LARGE` waits."""
+    waiting, held = list[torch.Tensor](), 0
+    for tensor in tensors:
+        waiting.append(tensor)
+        if tensor.device.type != "cpu":
+            held += tensor.nbytes
+        if not held or held >= AT_ONCE or tensor.nbytes >= LARGE:
+            yield from _emptied(waiting)
+            held = 0
+    yield from _emptied(waiting)
+
+
+def _emptied(waiting: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of a list, on the CPU. Empties it, as `_brought` does."""
+    brought = bring_together(waiting)
+    waiting.clear()
+    return brought
+
+
 def _brought(experts: list[EncodedExpert]) -> list[tuple[Parts, Losses]]:
     """All of them. Empties the list: what is on the GPU is free while they are used."""
     tensors = [tensor for each in experts for tensor in (each.sums, *each.parts.values())]
@@ -49,11 +71,13 @@ def _brought(experts: list[EncodedExpert]) -> list[tuple[Parts, Losses]]:
 
 
 def bring_together(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The same tensors on the CPU, contiguous: those below `LARGE` by one copy, as views of one
-    memory."""
-    joined = iter(_joined([tensor for tensor in tensors if tensor.nbytes < LARGE]))
+    """The same tensors on the CPU, contiguous: those of a GPU below `LARGE` by one copy, as views
+    of one memory."""
+    small = [each.device.type != "cpu" and each.nbytes < LARGE for each in tensors]
+    joined = iter(_joined([*compress(tensors, small)]))
     return [
-        next(joined) if tensor.nbytes < LARGE else tensor.cpu().contiguous() for tensor in tensors
+        next(joined) if is_small else tensor.cpu().contiguous()
+        for tensor, is_small in zip(tensors, small, strict=True)
     ]
 
 

@@ -30,6 +30,7 @@ from ders_core.files.writer import (
 from ders_core.later import torch
 from ders_core.packed.assembler import WORKING_BYTES_A_WEIGHT, Assembler
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.leaving import tensors_on_cpu
 from ders_core.pipeline.original_form import OriginalForm
 
 
@@ -115,14 +116,18 @@ def original_bytes(form: OriginalForm) -> int:
 def _pieces(assembler: Assembler, names: Sequence[str], device: str) -> Generator[torch.Tensor]:
     """The pieces of each of these tensors, in order, on the CPU. Threads synthesize the next ones
     while the caller writes one."""
-    where = torch.device(device)
     tensors = {name: assembler.tensors[name] for name in names}
+    places = {name: assembler.device_of(name, device) for name in names}
+    where = next((each for each in places.values() if each.type != "cpu"), torch.device("cpu"))
     tasks = [(name, number) for name in names for number in range(tensors[name].pieces)]
     largest = max((t.numbers.elements // t.pieces for t in tensors.values()), default=0)
     count = threads_for(len(tasks), WORKING_BYTES_A_WEIGHT * largest, where)
 
     def synthesized(task: tuple[str, int]) -> torch.Tensor:
-        return assembler.piece(*task, device).cpu()
+        return assembler.piece(*task, places[task[0]])
 
-    with side_by_side(where, count) as pool:
-        yield from in_order(pool, synthesized, tasks, count + 1)
+    with (
+        side_by_side(where, count) as pool,
+        closing(in_order(pool, synthesized, tasks, count + 1)) as made,
+    ):
+        yield from tensors_on_cpu(made)

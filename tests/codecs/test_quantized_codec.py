@@ -23,7 +23,8 @@ from support.codec_support import (
 
 from ders_core.codecs import Quantized
 from ders_core.codecs.fitting import in_turn, row_rounding
-from ders_core.codecs.fitting.levels import learnt, normal, ternary, uniform
+from ders_core.codecs.fitting.levels import normal, ternary, uniform
+from ders_core.codecs.fitting.lloyd import learnt
 from ders_core.codecs.testing.inputs import DTYPES
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype

@@ -22,7 +22,8 @@ from ders_core.codecs.coding.packing import pack, pack_trits, unpack, unpack_tri
 from ders_core.codecs.fitting import lines as fitting_lines
 from ders_core.codecs.fitting import scales
 from ders_core.codecs.fitting.block_codes import BlockCodes
-from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
+from ders_core.codecs.fitting.levels import Levels, normal, ternary, uniform
+from ders_core.codecs.fitting.lloyd import learnt
 from ders_core.codecs.synthesis import difference
 from ders_core.codecs.testing.inputs import DTYPES, curvature
 from ders_core.compute import kernels

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -11,26 +11,55 @@ from weakref import ref
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.counted_device import DEVICE, counted_waits
+from support.codec_support import gauss
+from support.counted_device import DEVICE, Waits, counted_waits
 from support.gate_experts import gates, write_experts
 from support.messages import raises_saying
 
+from ders_core.codecs import CODECS, Codec, EncodeContext, make_codec
+from ders_core.codecs.fitting import lloyd
+from ders_core.codecs.group import GroupCodec
+from ders_core.codecs.testing import examples_of
 from ders_core.compute.threads import one_thread
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import without_base
-from ders_core.errors import CheckpointError
+from ders_core.errors import CheckpointError, CodecError
 from ders_core.pipeline import leaving
+from ders_core.pipeline.compress import compress
 from ders_core.pipeline.encoder import Encoder, Encoding
 from ders_core.pipeline.knowledge import EncodedExpert, Knowledge
 from ders_core.pipeline.leaving import bring_together
 from ders_core.pipeline.plan import base_form
+from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe
 
-FEW, MANY = 2, 4
-CODECS: dict[str, dict[str, Any]] = {
-    "quantized": {"codec": "quantized", "bits": 2, "scale_bits": 8},
-    "low rank": {"codec": "lowrank", "rank": 4},
-}
+FEW, MANY = 1, 3
+LOW_RANK: dict[str, Any] = {"codec": "lowrank", "rank": 4}
+LONG = bool(os.environ.get("DERS_HOLD_LONG"))
+SHORT: tuple[dict[str, Any], ...] = (
+    {"codec": "entropy", "bits": 0.3, "rounding": "unbiased", "gain": "auto"},
+    {"codec": "keep"},
+    {"codec": "lossless"},
+    {"codec": "lowrank", "energy": 0.9},
+    {"codec": "quantized", "bits": 1},
+    {"codec": "quantized", "grid": "ternary", "gain": "auto", "group_size": 16},
+    {"codec": "quantized", "bits": 3, "grid": "learned", "group_size": 0},
+    {"codec": "sparse", "drop_rate": 0.99, "method": "magnitude", "positions": "fixed"},
+    {"codec": "sparse", "pattern": "2:4"},
+    {"codec": "sparse", "drop_rate": 0.9, "gain": "auto"},
+)
+EXAMPLES = [
+    codec
+    for cls in CODECS.values()
+    for codec in examples_of(cls)
+    if codec.needs_of_calibration == "nothing"
+]
+"""Of every codec. None needs the host for each expert, but those that the CPU codes altogether."""
+
+CODED_BASES: list[dict[str, Any]] = [
+    {"codec": "quantized", "grid": "ternary", "gain": "auto"},
+    {"codec": "entropy", "bits": 2.0},
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,41 +70,127 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def encoded(place: Path, codec: dict[str, Any], device: torch.device | str) -> Encoding:
-    """The gates of a checkpoint, on a device."""
-    recipe = Recipe.model_validate({"version": 1, "name": "r", "base": "mean", "rules": [codec]})
-    group = gates(place)
-    known, count = Knowledge(), group.shape[0]
-    encoder = Encoder.of(
-        recipe, recipe.group_codec(*group.key, count), base_form(recipe, group), known
-    )
+def encoded(
+    place: Path, codec: dict[str, Any], device: torch.device | str, **more: Any
+) -> Encoding:
+    """The gates of a checkpoint, on a device. more: of the recipe."""
+    fields = {"version": 1, "name": "r", "base": "mean", "rules": [codec], **more}
+    recipe, group = Recipe.model_validate(fields), gates(place)
+    group_codec = recipe.group_codec(*group.key, group.shape[0])
+    encoder = Encoder.of(recipe, group_codec, base_form(recipe, group), Knowledge())
+    context = BaseContext(group_codec.device_of(device))
     with torch.inference_mode(), one_thread():
-        _, decomposition = next(iter(recipe.base.decompositions(group, BaseContext(device))))
+        _, decomposition = next(iter(recipe.base.decompositions(group, context)))
         return encoder.encode("mean", decomposition)
 
 
-def waits(place: Path, codec: dict[str, Any]) -> tuple[Encoding, Counter[str]]:
+def waits(place: Path, codec: dict[str, Any], **more: Any) -> tuple[Encoding, Waits]:
     with counted_waits() as counted:
-        return encoded(place, codec, DEVICE), counted
+        return encoded(place, codec, DEVICE, **more), counted
 
 
-@pytest.mark.parametrize("name", CODECS)
-def test_waits_do_not_grow_with_the_experts(name: str, place: Path) -> None:
-    codec = CODECS[name]
-    _, of_few = waits(place / str(FEW), codec)
-    found, of_many = waits(place / str(MANY), codec)
-    assert of_few == of_many
-    assert 0 < of_many.total() <= 6
-    expected = encoded(place / str(MANY), codec, "cpu")
+def assert_same(found: Encoding, expected: Encoding) -> None:
+    """Every part to the last bit, but for what float32 multiplies in another order."""
+    assert found.tensors.keys() == expected.tensors.keys()
     assert found.squares == pytest.approx(expected.squares)
+    for name, tensor in expected.tensors.items():
+        for one, other in zip(found.tensors[name].pieces, tensor.pieces, strict=True):
+            assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(
+    "codec",
+    EXAMPLES if LONG else [make_codec(each) for each in SHORT],
+    ids=lambda codec: codec.label,
+)
+def test_waits_do_not_grow_with_the_experts(
+    codec: Codec, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lloyd, "SWEEPS", 2)  # all are alike
+    found, of_many = waits(place / str(MANY), codec.dump())
+    if GroupCodec.same(codec, MANY).device_of(DEVICE).type == "cpu":
+        assert of_many.total() == of_many.sent.total() == 0
+    else:
+        _, of_few = waits(place / str(FEW), codec.dump())
+        assert (of_few, of_few.sent) == (of_many, of_many.sent)
+        assert 0 < of_many.total() <= 6
+    assert_same(found, encoded(place / str(MANY), codec.dump(), "cpu"))
+
+
+@pytest.mark.parametrize(
+    "base", CODED_BASES if LONG else CODED_BASES[1:], ids=lambda base: str(base["codec"])
+)
+def test_waits_do_not_grow_with_coded_bases(base: dict[str, Any], place: Path) -> None:
+    counts = list[Waits]()
+    for bases in ("mean", {"clusters": 2}):
+        more = {"version": 2, "base": bases, "base_codec": [base]}
+        found, counted = waits(place / str(MANY), LOW_RANK, **more)
+        assert_same(found, encoded(place / str(MANY), LOW_RANK, "cpu", **more))
+        counts.append(counted)
+    assert counts[0] == counts[1]
+
+
+def test_pieces_of_the_original_leave_together(place: Path, tmp_path: Path) -> None:
+    """Whatever codecs made them: what the CPU decodes stays there."""
+    rules = [
+        {"codec": "quantized", "grid": "ternary", "group_size": 16},
+        {"projections": ["up"], "codec": "sparse", "pattern": "5:7", "value_bits": 4},
+        {"projections": ["down"], "codec": "entropy", "bits": 2.0},
+    ]
+    recipe = Recipe.model_validate({"version": 1, "name": "r", "base": "mean", "rules": rules})
+    counts = list[Waits]()
+    for number in (FEW, MANY):
+        packed = tmp_path / f"packed{number}"
+        compress(place / str(number), packed, recipe)
+        expected = synthesize(packed, tmp_path / f"cpu{number}")
+        with counted_waits() as counted:
+            assert synthesize(packed, tmp_path / f"there{number}", device="meta") == expected
+        counts.append(counted)
+    assert counts[0] == counts[1]
+    assert counts[0].total() == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"codec": "quantized", "grid": "ternary"},
+        {"codec": "sparse", "pattern": "5:7"},
+        {"codec": "chain", "stages": [LOW_RANK, {"codec": "quantized", "grid": "ternary"}]},
+    ],
+    ids=str,
+)
+def test_damage_is_found_before_parts_go_to_the_device(fields: dict[str, Any]) -> None:
+    """What unpacks there does not look for it, since that would wait."""
+    codec, shape, context = make_codec(fields), (14, 14), EncodeContext(torch.float32, 5)
+    parts = codec.pack(gauss(shape), torch.zeros(shape), context)
+    codec.check(parts, shape)
+    name = next(name for name in parts if name.endswith(("codes", "positions")))
+    damaged = parts | {name: torch.full_like(parts[name], 255)}
+    with raises_saying(CodecError, "damaged"):
+        codec.check(damaged, shape)
+    with counted_waits() as counted:
+        there = {name: part.to(DEVICE) for name, part in damaged.items()}
+        unpacked = codec.unpack(there, torch.zeros(shape, device=DEVICE), context)
+        assert counted.total() == 0
+        assert unpacked.cpu().isfinite().all()
+
+
+@pytest.mark.parametrize("is_weighed", [False, True])
+def test_levels_that_are_learnt_there_are_those_of_the_cpu(is_weighed: bool) -> None:
+    values, weights = gauss((40, 50), 1) ** 3, gauss((40, 50), 2).square() if is_weighed else None
+    with counted_waits() as counted:
+        there = weights if weights is None else weights.to(DEVICE)
+        table = lloyd.learnt(values.to(DEVICE), 3, there)
+        assert counted.total() == 0
+        found = table.cpu()
+    torch.testing.assert_close(found, lloyd.learnt(values, 3, weights), rtol=1e-4, atol=0)
 
 
 def test_few_experts_wait_on_the_device(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory there is bounded: with room for none, each leaves alone, and nothing else changes."""
-    codec = CODECS["low rank"]
-    together, at_once = waits(place / str(MANY), codec)
+    together, at_once = waits(place / str(MANY), LOW_RANK)
     monkeypatch.setattr(leaving, "AT_ONCE", 1)
-    alone, each = waits(place / str(MANY), codec)
+    alone, each = waits(place / str(MANY), LOW_RANK)
     assert each.total() == at_once.total() + MANY - 1
     assert (alone.squares, alone.lengths) == (together.squares, together.lengths)
 
@@ -128,7 +243,11 @@ def test_tensors_of_any_dtype_come_as_they_were(
         torch.tensor([True, False, True]),
         torch.randn(3, 5).bfloat16(),
     ]
-    for brought, tensor in zip(bring_together(tensors), tensors, strict=True):
+    with counted_waits() as counted:
+        together = bring_together([tensor.to(DEVICE) for tensor in tensors])
+    is_large = [tensor.nbytes >= large for tensor in tensors]
+    assert counted.total() == sum(is_large) + (not all(is_large))
+    for brought, tensor in zip(together, tensors, strict=True):
         assert brought.dtype == tensor.dtype
         assert brought.is_contiguous()
         assert torch.equal(brought, tensor)

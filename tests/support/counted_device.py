@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ders_core.checkpoint.piece_buffers import PieceBuffer
+from ders_core.compute import threads
 
 DEVICE = torch.device("meta")
 SCALARS = ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
-SIZED = ("aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_consecutive")
+SIZED = (
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::unique_consecutive",
+    "aten::bincount",
+)
 
 
 class Far(torch.Tensor):
@@ -57,10 +65,19 @@ class Far(torch.Tensor):
         raise AssertionError(f"{func} outside of `counted_waits`")
 
 
+class Waits(Counter[str]):
+    """How often a program waits, by operations. sent: for copies to the device, which are no part
+    of it, from memory that is not pinned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: Counter[str] = Counter()
+
+
 class _Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.counted: Counter[str] = Counter()
+        self.counted = Waits()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, names = func._schema.name, [each.name for each in func._schema.arguments]
@@ -70,8 +87,12 @@ class _Waits(TorchDispatchMode):
         stays = bool(far) if place is None else torch.device(place) == DEVICE
         if name == "aten::copy_":
             stays = isinstance(args[0], Far)
-        if far and (not stays or name in SCALARS + SIZED or _masks(name, arguments)):
+        is_sized = name in SIZED or _masks(name, arguments) or _repeats(name, arguments)
+        if far and (not stays or name in SCALARS or is_sized):
             self.counted[name] += 1
+        is_copied = any(isinstance(each, torch.Tensor) for each in args) and not far
+        if is_copied and stays and not arguments.get("non_blocking"):
+            self.counted.sent[name] += 1
         near = tree_map_only(Far, lambda each: each.near, arguments)
         if place is not None:
             near["device"] = torch.device("cpu")
@@ -91,11 +112,25 @@ class _Waits(TorchDispatchMode):
         return tree_map_only(torch.Tensor, far_of, result)
 
 
+def _repeats(name: str, arguments: dict[str, Any]) -> bool:
+    """Whether it asks how often, to know the size of the result."""
+    return name == "aten::repeat_interleave" and arguments.get("output_size") is None
+
+
 def _masks(name: str, arguments: dict[str, Any]) -> bool:
     indices = arguments.get("indices") if "index" in name else None
     return isinstance(indices, (list, tuple)) and any(
         each is not None and each.dtype == torch.bool for each in indices
     )
+
+
+class Inline(Executor):
+    """A pool that does all work where it is asked: another thread would not count."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 class _Made(TorchFunctionMode):
@@ -111,11 +146,22 @@ class _Made(TorchFunctionMode):
 
 
 @contextmanager
-def counted_waits() -> Iterator[Counter[str]]:
-    """Count the operations within the block, in this thread, for which a program would wait until
-    the device has done all that it was given: those that bring values or sizes from there. What is
-    read from files goes to the device."""
-    mode, take = _Waits(), PieceBuffer.take
+def counted_waits() -> Iterator[Waits]:
+    """Count the operations within the block for which a program would wait until the device has
+    done all that it was given: those that bring values or sizes from there. What is read from files
+    goes to the device; pools of threads have this one alone."""
+    mode, begin, take = _Waits(), PieceBuffer.__init__, PieceBuffer.take
+    places = dict[PieceBuffer, torch.device]()
+
+    def begun(buffer: PieceBuffer, *given: Any) -> None:
+        begin(buffer, *given)
+        places[buffer] = torch.device(given[2])
+
+    def taken(buffer: PieceBuffer) -> torch.Tensor:
+        return take(buffer).to(places[buffer], non_blocking=True)
+
     with pytest.MonkeyPatch.context() as patch, _Made(), mode:
-        patch.setattr(PieceBuffer, "take", lambda buffer: take(buffer).to(DEVICE))
+        patch.setattr(PieceBuffer, "__init__", begun)
+        patch.setattr(PieceBuffer, "take", taken)
+        patch.setattr(threads, "one_thread_each", lambda count, device: Inline())
         yield mode.counted

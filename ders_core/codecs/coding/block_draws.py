@@ -20,6 +20,7 @@ from functools import cached_property
 from ders_core.codecs.coding.prng import CHUNK, bits_of, mix32, position_keys, round_keys
 from ders_core.compute import kernels
 from ders_core.compute.pieces import at_least, chunk_values, pieces
+from ders_core.compute.sent import sent
 from ders_core.later import np, torch
 
 BLOCK_VALUES = 1 << 16
@@ -72,8 +73,16 @@ class BlockDraw:
                 yield self._by_loops(part)
                 continue
             whole = slice(part.start, min(part.stop, self.blocks - 1))
-            last = slice(whole.stop, part.stop)
-            yield torch.cat([self._permuted(each, device) for each in (whole, last)])
+            drawn = [self._permuted(whole, device)]
+            if part.stop == self.blocks:
+                drawn.append(sent(self._last(), device))
+            yield torch.cat(drawn)
+
+    def _last(self) -> torch.Tensor:
+        """The places in the last block, on the CPU: elsewhere the walk through a permutation that
+        reaches beyond the block would ask how far it got."""
+        last, here = slice(self.blocks - 1, self.blocks), torch.device("cpu")
+        return self._by_loops(last) if self.has_loops(here) else self._permuted(last, here)
 
     def _by_loops(self, part: slice) -> torch.Tensor:
         from ders_core.compute.kernels import block_draws
@@ -90,17 +99,18 @@ class BlockDraw:
             return torch.empty(0, dtype=torch.int64, device=device)
         size = self.first_entry(part.start + 1) - self.first_entry(part.start)
         drawn = [self.drawn_before(block + 1) - self.drawn_before(block) for block in blocks]
-        counts = torch.tensor(drawn, device=device)
-        block = torch.repeat_interleave(torch.arange(len(drawn), device=device), counts)
+        counts = sent(torch.tensor(drawn), device)
+        each = torch.arange(len(drawn), device=device)
+        block: torch.Tensor = torch.repeat_interleave(each, counts, output_size=sum(drawn))
         rank = torch.arange(len(block), device=device) - (counts.cumsum(0) - counts)[block]
-        numbers = torch.tensor(blocks, device=device)
+        numbers: torch.Tensor = each + part.start
         keys = [
             key ^ mix32(numbers * (turn + 1) & 0xFFFFFFFF)
             for turn, key in enumerate(round_keys(self.seed))
         ]
         bits = bits_of(size)
         places = _permute(rank, bits, [key[block] for key in keys])
-        while (outside := at_least(places, size)).numel():
+        while size < 1 << bits and (outside := at_least(places, size)).numel():
             moved = _permute(places[outside], bits, [key[block[outside]] for key in keys])
             places[outside] = moved
         return places + numbers[block] * BLOCK_VALUES

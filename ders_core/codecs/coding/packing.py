@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, pieces
+from ders_core.compute.sent import sent
 from ders_core.errors import CodecError
 from ders_core.later import np, torch
 
@@ -115,16 +118,22 @@ def pack_trits_piece(values: torch.Tensor, packed: torch.Tensor, begin: int) -> 
         planes.pack_trits(values.numpy(), packed.numpy(), begin)
         return
     padded = torch.nn.functional.pad(values.to(torch.uint8), (0, -values.numel() % TRITS))
-    powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=values.device)
-    piece = (padded.view(-1, TRITS) * powers).sum(1, dtype=torch.uint8)
+    piece = (padded.view(-1, TRITS) * _powers(values.device)).sum(1, dtype=torch.uint8)
     packed[begin // TRITS : begin // TRITS + piece.numel()] = piece
 
 
 def unpack_trits(packed: torch.Tensor, count: int) -> torch.Tensor:
-    """The inverse of `pack_trits`: uint8 `[count]`. Raises CodecError for bytes that hold none."""
-    check_trits(packed)
-    powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=packed.device)
-    return (packed[:, None] // powers % 3).view(-1)[:count]
+    """The inverse of `pack_trits`: uint8 `[count]`. Raises CodecError for bytes that hold none, if
+    they are on the CPU (see `Codec.check`)."""
+    if packed.device.type == "cpu":
+        check_trits(packed)
+    return (packed[:, None] // _powers(packed.device) % 3).view(-1)[:count]
+
+
+@cache
+def _powers(device: torch.device) -> torch.Tensor:
+    """Of 3, one for each trit of a byte."""
+    return sent(torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8), device)
 
 
 def check_trits(packed: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ import math
 from functools import cache
 
 from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
+from ders_core.compute.sent import sent
 from ders_core.errors import CodecError
 from ders_core.later import torch
 
@@ -41,17 +42,28 @@ def encode_pattern(places: torch.Tensor, block: int) -> torch.Tensor:
     """places: int64 `[blocks, N]`, ascending in each row, below M = `block`. Returns uint8."""
     kept = places.shape[1]
     masks = (1 << places).sum(1)
-    numbers = _numbers(kept, block)[0].to(places.device)[masks]
+    numbers = _numbers(kept, block, places.device)[masks]
     return pack(numbers, _bits(kept, block))
 
 
 def decode_pattern(packed: torch.Tensor, blocks: int, kept: int, block: int) -> torch.Tensor:
-    """The inverse of `encode_pattern`. Raises CodecError if `packed` is damaged."""
-    numbers = unpack(packed, _bits(kept, block), blocks, torch.int32)
-    places = _numbers(kept, block)[1].to(packed.device)
-    if numbers.numel() and int(numbers.max()) >= len(places):
+    """The inverse of `encode_pattern`. Raises CodecError if `packed` is damaged and on the CPU (see
+    `Codec.check`)."""
+    if packed.device.type == "cpu":
+        check_patterns(packed, blocks, kept, block)
+    numbers, places = _unpacked(packed, blocks, kept, block), _places(kept, block, packed.device)
+    return places[numbers.long().clamp_max(len(places) - 1)]
+
+
+def check_patterns(packed: torch.Tensor, blocks: int, kept: int, block: int) -> None:
+    """Raise CodecError for numbers of `blocks` patterns that are no such."""
+    numbers = _unpacked(packed, blocks, kept, block)
+    if numbers.numel() and int(numbers.max()) >= math.comb(block, kept):
         raise CodecError("the stored patterns are damaged; copy the file again")
-    return places[numbers.long()]
+
+
+def _unpacked(packed: torch.Tensor, blocks: int, kept: int, block: int) -> torch.Tensor:
+    return unpack(packed, _bits(kept, block), blocks, torch.int32)
 
 
 def _bits(kept: int, block: int) -> int:
@@ -59,10 +71,18 @@ def _bits(kept: int, block: int) -> int:
 
 
 @cache
-def _numbers(kept: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(number of every mask `[2^M]`, places of every number `[C(M, N), N]`)."""
-    bits = (torch.arange(1 << block)[:, None] >> torch.arange(block)) & 1  # [2^M, M]
-    valid = bits.sum(1) == kept
-    numbers = torch.cumsum(valid, 0) - 1
-    places = bits[valid].nonzero()[:, 1].view(-1, kept)
-    return numbers, places
+def _numbers(kept: int, block: int, device: torch.device) -> torch.Tensor:
+    """The number of every mask, `[2^M]`."""
+    return sent(torch.cumsum(_bits_of_masks(block).sum(1) == kept, 0) - 1, device)
+
+
+@cache
+def _places(kept: int, block: int, device: torch.device) -> torch.Tensor:
+    """The places of every number, `[C(M, N), N]`."""
+    bits = _bits_of_masks(block)
+    return sent(bits[bits.sum(1) == kept].nonzero()[:, 1].view(-1, kept), device)
+
+
+def _bits_of_masks(block: int) -> torch.Tensor:
+    """`[2^M, M]`."""
+    return (torch.arange(1 << block)[:, None] >> torch.arange(block)) & 1

@@ -91,5 +91,5 @@ class WithinBytes:
 
 def _costs_of_inputs(moments: torch.Tensor, out: int) -> Curvature:
     """What errors cost where inputs alone are known, but for a factor: all rows the same."""
-    columns = moments.diagonal().float().cpu()
+    columns = moments.diagonal().float()
     return Curvature(columns, (columns.sum() / out).expand(out))

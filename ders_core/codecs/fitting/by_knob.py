@@ -32,7 +32,7 @@ def coded_by_knob(
 ) -> tuple[Entries, Coded]:
     """moments: E[x xᵀ] of the inputs, where later columns may make up for errors; None, or a
     diagonal, where not. by_chance: instead of the nearest."""
-    known = delta.once("knobs", lambda: _Known(delta.matrix.cpu(), curvature))
+    known = delta.once("knobs", lambda: _Known(delta.matrix, curvature))
     entries = known.plain.entries(knob)
     coded = entries.coded_with(knob, by_chance or HALF)
     matrix = known.matrix

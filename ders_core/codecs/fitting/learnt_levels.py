@@ -10,7 +10,8 @@ from __future__ import annotations
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import CHUNK
 from ders_core.codecs.fitting.deltas import Deltas
-from ders_core.codecs.fitting.levels import HISTOGRAM_BINS, Histogram, learnt, uniform
+from ders_core.codecs.fitting.levels import uniform
+from ders_core.codecs.fitting.lloyd import HISTOGRAM_BINS, Histogram, learnt
 from ders_core.codecs.fitting.scales import best_scales, search_arguments, weights_of_blocks
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, row_pieces
@@ -20,8 +21,8 @@ from ders_core.later import np, torch
 def learnt_of_blocks(
     deltas: Deltas, blocks: Blocks, bits: int, weights: torch.Tensor | None
 ) -> torch.Tensor:
-    """2^bits levels with the least squared error for a matrix, float32, ascending; the same bits on
-    every device. weights: of errors in each column, float32 `[1, in]`; None for 1."""
+    """2^bits levels with the least squared error for a matrix, as of `learnt`. weights: of errors
+    in each column, float32 `[1, in]`; None for 1."""
     coarse = uniform(2**bits)
     heights = blocks.split_weights(weights, deltas.device)
     matrix = deltas.for_loops
@@ -46,4 +47,5 @@ def learnt_of_blocks(
     of_columns = np.empty(0, np.float32) if weights is None else weights.view(-1).numpy()
     fine = np.float32(HISTOGRAM_BINS / (float(high) - float(low)))
     loops.sum_up(*matrix, blocks.size, scales, of_columns, low, fine, sums)
-    return Histogram(sums[:, 0], sums[:, 1]).levels(bits)
+    mass, total = torch.from_numpy(sums).T.contiguous()
+    return Histogram(mass, total).levels(bits)

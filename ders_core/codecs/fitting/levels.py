@@ -1,14 +1,16 @@
 """Sets of levels that normalised values are rounded to, the same on all machines.
 
 v ≈ s·L[q] (+ z): a codec keeps the code q of every value and the scale s of a block of them. The
-levels L are uniform, those that suit a Gaussian best, minus one to one, or learnt from the values.
+levels L are uniform, those that suit a Gaussian best, minus one to one, or learnt from the values
+(`lloyd`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 
+from ders_core.compute.sent import sent
 from ders_core.later import np, torch
 
 FINENESS = 1024
@@ -21,16 +23,22 @@ BINS = 1 << 12
 FEW = 16
 """Levels that are compared with every value, which takes no longer than to look them up."""
 
-HISTOGRAM_BINS = 1 << 14
-SWEEPS = 60
-
 
 @dataclass(frozen=True)
 class Levels:
-    """table: float32 `[n]`, ascending. uniform: neighbours are 1 apart."""
+    """table: float32 `[n]`, ascending, on the CPU if uniform. uniform: neighbours are 1 apart."""
 
     table: torch.Tensor
     uniform: bool
+    _elsewhere: dict[torch.device, Levels] = field(default_factory=dict, repr=False, compare=False)
+
+    def on(self, device: torch.device) -> Levels:
+        """The same with the table on a device."""
+        if self.table.device == device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = Levels(sent(self.table, device), self.uniform)
+        return self._elsewhere[device]
 
     @cached_property
     def borders(self) -> torch.Tensor:
@@ -58,9 +66,14 @@ class Levels:
         enough, or too close, to be told apart value by value."""
         if self.uniform or self.count <= FEW or self._shortcut is None:
             return None
-        _, ends, fine = self._shortcut
-        middles = float(ends[0]) + (torch.arange(BINS).double() - 1.5) / fine
-        return self.table[torch.bucketize(middles, self.borders.double(), right=True)]
+        return self._middles(self._shortcut[2])
+
+    def _middles(self, fine: float | torch.Tensor) -> torch.Tensor:
+        """The level nearest to the middle of each bin. fine: bins to 1."""
+        borders = self.borders.double()
+        bins = torch.arange(BINS, dtype=torch.float64, device=borders.device)
+        middles = borders[0] + (bins - 1.5) / fine
+        return self.table[torch.bucketize(middles, borders, right=True)]
 
     @cached_property
     def rough(self) -> np.ndarray:
@@ -85,9 +98,15 @@ class Levels:
         return self.table.numel()
 
     @cached_property
+    def outermost(self) -> torch.Tensor:
+        """The largest magnitude of a level, or 1: float64 `[]`, where the table is."""
+        largest = self.table.abs().amax().double()
+        return torch.where(largest > 0, largest, 1.0)
+
+    @cached_property
     def reach(self) -> float:
-        """The outermost level."""
-        return float(self.table.abs().max()) or 1.0
+        """The same as a number."""
+        return float(self.outermost)
 
     def nearest(self, values: torch.Tensor) -> torch.Tensor:
         """The code of the level nearest to each value; float32 where the levels are uniform, else
@@ -95,11 +114,11 @@ class Levels:
         if self.uniform:
             lowest = float(self.table[0])
             return (values - (lowest - 0.5)).floor_().clamp_(0, self.count - 1)
-        if self._shortcut is None:
-            return torch.bucketize(values, self.borders.to(values.device), right=True)
-        first, borders, fine = self._shortcut
-        flat, ends = values.reshape(-1), borders.to(values.device)
-        code = first.to(values.device).index_select(0, self._bins(flat, fine))
+        if values.device.type != "cpu" or self._shortcut is None:
+            return torch.bucketize(values, self.on(values.device).borders, right=True)
+        first, ends, fine = self._shortcut
+        flat = values.reshape(-1)
+        code = first.index_select(0, self._bins(flat, fine))
         for _ in range(2):  # a bin and the one below it hold no more borders
             code += flat >= ends.index_select(0, code)
         return code.view(values.shape)
@@ -114,15 +133,28 @@ class Levels:
     def snap_roughly_(self, values: torch.Tensor) -> torch.Tensor:
         """The same, but near a border it may be the other level, where there are many: errors are
         as large, so a search for a scale need not care."""
+        if values.device.type != "cpu":
+            return self.on(values.device)._snap_roughly_there_(values)
         if self._of_bins is None or self._shortcut is None:
             return self.snap_(values)
         places = self._bins(values.reshape(-1), self._shortcut[2])
-        levels = self._of_bins.to(values.device).index_select(0, places)
-        return values.copy_(levels.view(values.shape))
+        return values.copy_(self._of_bins.index_select(0, places).view(values.shape))
 
-    def _bins(self, flat: torch.Tensor, fine: float) -> torch.Tensor:
+    def _snap_roughly_there_(self, values: torch.Tensor) -> torch.Tensor:
+        """The same where the table is not on the CPU, and cannot be asked how close borders are."""
+        if self.uniform or self.count <= FEW:
+            return self.snap_(values)
+        span = (self.borders[-1] - self.borders[0]).double()
+        fine = (BINS - 4) / span
+        is_rough = (span > 0) & (self.borders.diff().amin() * fine >= 2)
+        fine = torch.where(is_rough, fine, 1.0)
+        roughly = self._middles(fine).index_select(0, self._bins(values.reshape(-1), fine))
+        exactly = self.snap_(values.clone())
+        return values.copy_(torch.where(is_rough, roughly.view(values.shape), exactly))
+
+    def _bins(self, flat: torch.Tensor, fine: float | torch.Tensor) -> torch.Tensor:
         """int32 `[n]`."""
-        place = (flat - float(self.borders[0])).mul_(fine).add_(2).clamp_(0, BINS - 1)
+        place = (flat - self.borders[0]).mul_(fine).add_(2).clamp_(0, BINS - 1)
         place.nan_to_num_(0.0)  # of deltas beyond float32, which are refused once they are decoded
         return place.to(torch.int32)
 
@@ -131,7 +163,7 @@ class Levels:
         if self.uniform:
             return codes.float() + float(self.table[0])
         flat = codes.reshape(-1).to(torch.int32)
-        return self.table.to(codes.device).index_select(0, flat).view(codes.shape)
+        return self.on(codes.device).table.index_select(0, flat).view(codes.shape)
 
 
 @cache
@@ -172,65 +204,3 @@ def levels_of(grid: str, bits: int | None) -> Levels:
     if bits is None:
         return ternary()
     return normal(bits) if grid == "normal" else uniform(2**bits, centred=grid != "affine")
-
-
-def learnt(values: torch.Tensor, bits: int, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """2^bits levels with the least squared error for `values` themselves: float32, ascending.
-
-    values: float32, any shape. weights: of each value's error, of the same shape. The result is the
-    same on every device.
-    """
-    flat = values.reshape(-1)
-    low, high = (float(flat.min()), float(flat.max())) if flat.numel() else (0.0, 0.0)
-    if not high > low:
-        return torch.full((2**bits,), low)
-    place = ((flat - low) * (HISTOGRAM_BINS / (high - low))).long().clamp_(0, HISTOGRAM_BINS - 1)
-    share = None if weights is None else weights.reshape(-1).double()
-    mass = _summed(place, share)
-    total = _summed(place, flat.double() if share is None else flat.double() * share)
-    return Histogram(mass, total).levels(bits)
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Of values that levels are learnt for. mass: of the values in each bin, float64
-    `[HISTOGRAM_BINS]`. total: the values times what they weigh, alike."""
-
-    mass: np.ndarray
-    total: np.ndarray
-
-    def levels(self, bits: int) -> torch.Tensor:
-        """2^bits levels, float32, ascending: Lloyd's iteration in float64, which starts from the
-        compander that is best at high resolution (density^⅓, Panter and Dite 1951)."""
-        filled = self.mass > 0
-        mass, centre = self.mass[filled], self.total[filled] / self.mass[filled]
-        table = _companded(mass, centre, 2**bits)
-        below = np.concatenate([[0.0], np.cumsum(mass)])
-        first = np.concatenate([[0.0], np.cumsum(mass * centre)])
-        for _ in range(SWEEPS):
-            edges = np.searchsorted(centre, (table[1:] + table[:-1]) / 2)
-            bounds = np.concatenate([[0], edges, [len(centre)]])
-            inside = np.diff(below[bounds])
-            means = np.diff(first[bounds]) / np.where(inside > 0, inside, 1)
-            moved = np.where(inside > 0, means, table)
-            if np.array_equal(moved, table):
-                break
-            table = np.sort(moved)
-        return torch.tensor(table, dtype=torch.float32)
-
-
-def _summed(place: torch.Tensor, weights: torch.Tensor | None) -> np.ndarray:
-    """Sums over bins, on the CPU: there the order of summation is fixed."""
-    bins = place.cpu()
-    shares = None if weights is None else weights.cpu()
-    return torch.bincount(bins, shares, minlength=HISTOGRAM_BINS).double().numpy()
-
-
-def _companded(mass: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
-    """Quantiles of the density to the power of one third."""
-    if len(centre) <= count:
-        return np.concatenate([centre, np.full(count - len(centre), centre[-1])])
-    spread = np.cumsum(mass ** (1 / 3))
-    at = (np.arange(count) + 0.5) / count * spread[-1]
-    quantiles: np.ndarray = centre[np.minimum(np.searchsorted(spread, at), len(centre) - 1)]
-    return quantiles

@@ -50,7 +50,7 @@ def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Leve
     unit = blocks / torch.where(largest > 0, largest, 1.0).unsqueeze(-1)
     total = _summed(torch.ones_like(unit[:1]), heavy).clamp_min(TINY)
     if levels.count == 2:  # one magnitude: its weighted mean (XNOR-Net 2016, BitDelta)
-        best = _summed(unit.abs(), heavy) / total * largest / levels.reach
+        best = _summed(unit.abs(), heavy) / total * largest / levels.outermost
         return best.view(values.shape[:-1])
     if levels.uniform:  # around zero
         unit = unit.abs()
@@ -63,7 +63,7 @@ def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Leve
         if after < 0:
             scale = spread * SPREADS[number]
         elif after < len(SHRINKS):
-            scale = torch.full_like(largest, SHRINKS[after] / levels.reach)
+            scale = (SHRINKS[after] / levels.outermost).float().expand_as(largest)
         else:
             scale = best * NEARS[after - len(SHRINKS)]
         fitted, error = _fitted(unit, heavy, levels, scale, energy)

@@ -68,7 +68,7 @@ class RowsInSteps:
 
 def steps_by_inputs(importance: torch.Tensor, out: int) -> Steps:
     """Where only E[x_j²] `[in]` is known: rows are alike, and columns 1 on average."""
-    power = importance.double().cpu().clamp_min(0)
+    power = importance.double().clamp_min(0)
     mean = float(power.mean()) if power.numel() else 0.0
     if not mean > 0:
         return Steps.even((out, power.numel()))
@@ -77,7 +77,7 @@ def steps_by_inputs(importance: torch.Tensor, out: int) -> Steps:
 
 def _exponents(sensitivity: torch.Tensor) -> torch.Tensor:
     """PER_OCTAVE · log2 of sensitivity^(−½), rounded: int64 `[n]`."""
-    numbers = sensitivity.double().cpu()
+    numbers = sensitivity.double()
     least = max(LEAST_SHARE * float(numbers.mean()), LEAST)
     exponents = torch.log2(numbers.clamp_min(least)) * (-PER_OCTAVE / 2)
     return exponents.round_().long().clamp_(SMALLEST, LARGEST)

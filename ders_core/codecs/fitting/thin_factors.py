@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ders_core.compute.pieces import largest_magnitude
 from ders_core.later import torch
 
 RIDGE = 1e-9
@@ -19,13 +18,19 @@ def fitted_left(
         inputs = moments.to(right.device)
         weighed = thin * inputs if inputs.dim() == 1 else thin @ inputs
     power = (weighed @ thin.T).double()
-    power.diagonal().add_(RIDGE * (float(power.diagonal().mean()) or 1.0))
-    left: torch.Tensor = torch.linalg.solve(power, (weighed @ unit.T).double()).T
+    mean = power.diagonal().mean()
+    power.diagonal().add_(RIDGE * torch.where(mean == 0, 1.0, mean))
+    # a check that it has an inverse would wait for a GPU; the ridge makes sure of that
+    left: torch.Tensor = torch.linalg.solve_ex(power, (weighed @ unit.T).double()).result.T
     return (left * (scale / width)).float()
 
 
-def unit_of(matrix: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The matrix over its largest magnitude, and that magnitude (1 for zeros), so that no square
-    over- or underflows."""
-    largest = largest_magnitude(matrix)
-    return matrix / (largest or 1.0), largest or 1.0
+def unit_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrix over its largest magnitude, and that magnitude (1 for zeros), float64 `[]`, so
+    that no square over- or underflows."""
+    if not matrix.numel():
+        return matrix, matrix.new_ones((), dtype=torch.float64)
+    low, high = matrix.aminmax()
+    largest = torch.maximum(-low, high).double()
+    largest = torch.where(largest > 0, largest, 1.0)
+    return matrix / largest, largest

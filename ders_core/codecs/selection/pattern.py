@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ders_core.codecs.codec import EncodeContext
 from ders_core.codecs.coding.patterns import (
+    check_patterns,
     choose_pattern,
     decode_pattern,
     encode_pattern,
@@ -47,6 +48,9 @@ class PatternSelection(Selection):
         parts = {"positions": encode_pattern(chosen, self.neighbours)}
         return Chosen(self._flat(chosen, entries.shape), parts)
 
+    def check(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        check_patterns(parts["positions"], self._blocks(shape), self.kept, self.neighbours)
+
     def places(
         self,
         parts: Mapping[str, torch.Tensor],
@@ -66,4 +70,5 @@ class PatternSelection(Selection):
         column = (number % blocks) * self.neighbours + chosen
         places = (number // blocks) * width + column
         inside = torch.where(column < width, places, -1).view(-1)
-        return PlacesInPieces(inside.split(chunk_values(chosen.device)))
+        split = inside.split(chunk_values(chosen.device))
+        return PlacesInPieces(split, has_gaps=width % self.neighbours > 0)

@@ -15,10 +15,16 @@ from ders_core.later import torch
 
 class Places(ABC):
     """Flat places in a matrix, int64, a piece at a time, in the order of the stored values; −1
-    where a value has no entry."""
+    where a value has no entry. has_gaps: whether there may be such."""
+
+    has_gaps: bool = False
 
     @abstractmethod
     def __iter__(self) -> Iterator[torch.Tensor]: ...
+
+    def kept(self) -> Places:
+        """The same, to be gone through more than once."""
+        return PlacesInPieces([*self], has_gaps=self.has_gaps)
 
     def read_into(self, values: torch.Tensor, entries: Entries) -> None:
         """Fill values, float32 `[n]`, with the entries at the places, 0 where there is none."""
@@ -45,8 +51,8 @@ class Places(ABC):
 class PlacesInPieces(Places):
     """pieces: of an iterator, they are gone through once."""
 
-    def __init__(self, pieces: Iterable[torch.Tensor]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Iterable[torch.Tensor], *, has_gaps: bool = False) -> None:
+        self._pieces, self.has_gaps = pieces, has_gaps
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return iter(self._pieces)
@@ -55,43 +61,48 @@ class PlacesInPieces(Places):
 def placed(
     values: torch.Tensor, pieces: Iterable[torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Values and their places, a piece at a time, without those at the place −1."""
+    """Values and their places, a piece at a time."""
     begin = 0
     for places in pieces:
-        kept = values[begin : begin + places.numel()]
+        yield values[begin : begin + places.numel()], places
         begin += places.numel()
-        if places.numel() and int(places.min()) < 0:
-            inside = at_least(places, 0)
-            kept, places = kept.index_select(0, inside), places.index_select(0, inside)
-        yield kept, places
 
 
-def kept_places(
-    values: torch.Tensor, pieces: Iterable[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def kept_places(values: torch.Tensor, pieces: Places) -> tuple[torch.Tensor, torch.Tensor]:
     """The numbers of the values whose place is not −1, and these places: int64."""
-    numbers = torch.arange(values.numel(), device=values.device)
-    pairs = [(numbers[:0], numbers[:0]), *placed(numbers, pieces)]
-    kept, places = zip(*pairs, strict=True)
-    return torch.cat(kept), torch.cat(places)
+    nothing = torch.empty(0, dtype=torch.int64, device=values.device)
+    places = torch.cat([nothing, *pieces])
+    numbers = at_least(places, 0)
+    return numbers, places[numbers]
+
+
+def added(values: torch.Tensor, pieces: Places, base: torch.Tensor) -> torch.Tensor:
+    """As `Places.added`, of any kind and on any device."""
+    size, spare = base.numel(), int(pieces.has_gaps)  # for values that have no place
+    weight = fresh((size + spare,), base.dtype, base.device)
+    torch.add(base, 0.0, out=weight[:size])  # as every sum with a dropped entry: −0 becomes 0
+    for kept, places in placed(values, pieces):
+        total = kept + base.index_select(0, places.clamp_min(0) if spare else places).float()
+        there = torch.where(places < 0, size, places) if spare else places
+        weight.index_copy_(0, there, total.to(base.dtype))
+    return weight[:size]
 
 
 def scattered(
-    values: torch.Tensor,
-    pieces: Iterable[torch.Tensor],
-    shape: tuple[int, int],
-    rows: slice = slice(None),
+    values: torch.Tensor, pieces: Places, shape: tuple[int, int], rows: slice = slice(None)
 ) -> torch.Tensor:
     """Some rows, step 1, of a matrix `[out, in]` with `values` at the places, zero elsewhere."""
     first, last, _ = rows.indices(shape[0])
     begin, end = first * shape[1], last * shape[1]
-    flat = fresh((end - begin,), torch.float32, values.device).zero_()
+    size, is_whole = end - begin, end - begin == math.prod(shape) and not pieces.has_gaps
+    # what is not inside goes behind the end: a GPU would have to be asked how much that is
+    flat = fresh((size if is_whole else size + 1,), torch.float32, values.device).zero_()
     for kept, places in placed(values, pieces):
-        if len(flat) < math.prod(shape):
-            inside = ((places >= begin) & (places < end)).nonzero().flatten()
-            kept, places = kept[inside], places[inside] - begin
+        if not is_whole:
+            is_inside = (places >= begin) & (places < end)
+            places = torch.where(is_inside, places - begin, size)
         flat.index_copy_(0, places, kept)
-    return flat.view(last - first, shape[1])
+    return flat[:size].view(last - first, shape[1])
 
 
 def scaled_by_row(

@@ -55,6 +55,10 @@ class Selection(ABC):
         """The places of `Chosen`, from the parts and the seed. Raises CodecError for parts that are
         damaged."""
 
+    def check(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        """As `Codec.check`."""
+        return
+
     def decoding_gain(self, shape: tuple[int, int]) -> float:
         """The factor at decoding that makes values unbiased; 1 where they are stored so."""
         return 1.0

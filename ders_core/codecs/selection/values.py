@@ -31,8 +31,8 @@ class ValueCoder(ABC):
         """values: float32 `[count]`."""
 
     @abstractmethod
-    def scaled(self, parts: Parts, factor: float) -> Parts:
-        """The parts of the same values times a factor above 0."""
+    def scaled(self, parts: Parts, factor: torch.Tensor) -> Parts:
+        """The parts of the same values times a factor above 0, float64 `[]`."""
 
     @abstractmethod
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -57,7 +57,7 @@ class PlainValues(ValueCoder):
     def encode(self, values: torch.Tensor, context: EncodeContext) -> Parts:
         return {"values": fresh(values.shape, context.dtype, values.device).copy_(values)}
 
-    def scaled(self, parts: Parts, factor: float) -> Parts:
+    def scaled(self, parts: Parts, factor: torch.Tensor) -> Parts:
         return {"values": (parts["values"].float() * factor).to(parts["values"].dtype)}
 
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -94,7 +94,7 @@ class QuantizedValues(ValueCoder):
         plain = EncodeContext(context.dtype, context.seed)  # moments are of columns, not of these
         return prefixed("values", self.codec.encode(rows, plain))
 
-    def scaled(self, parts: Parts, factor: float) -> Parts:
+    def scaled(self, parts: Parts, factor: torch.Tensor) -> Parts:
         return prefixed("values", self.codec.scaled(within("values", parts), factor))
 
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
