@@ -70,9 +70,18 @@ class Base:
         self.half = 1 << 8 * values.element_size() - 1
         self.fraction = -int(math.log2(torch.finfo(values.dtype).eps))
         self.mask = self.half // (1 << self.fraction) - 1
+        self.top = self._largest >> self.fraction
+
+    @property
+    def _largest(self) -> int:
+        """Of the bits without the sign; 0 of none."""
+        if kernels.takes():
+            from ders_core.compute.kernels import float_counts
+
+            most: int = float_counts.largest(self.bits, self.half)
+            return most
         parts = (self.bits[piece] & self.half - 1 for piece in pieces(self.bits.size, PIECE))
-        largest = max((int(part.max()) for part in parts), default=0)
-        self.top = largest >> self.fraction
+        return max((int(part.max()) for part in parts), default=0)
 
     @property
     def numbers(self) -> tuple[int, int, int, int, int]:
