@@ -45,6 +45,10 @@ def plan(
         bool,
         typer.Option("--predict", help="encode a sample, and tell bytes, gain, noise and KL"),
     ] = False,
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="encode all, for exact bytes; takes as long as compressing"),
+    ] = False,
     settle: Annotated[
         Path | None,
         typer.Option("--settle", help="write the rules that a budget becomes to this new file"),
@@ -66,17 +70,18 @@ def plan(
     planned = resolve(chosen, source)
     check_files(chosen, source)  # refused here rather than when the run starts
     foretold = None
-    if predict or (asked is not None and not as_json):
+    if predict or whole or (asked is not None and not as_json):
         from ders_core.pipeline.budget import LARGER
         from ders_core.pipeline.forecast import forecast
         from ders_core.pipeline.sampling import SAMPLE
 
         sample = SAMPLE if asked is None else LARGER * SAMPLE
+        sample = SAMPLE * source.bytes_total if whole else sample
         with progress_bar("predict") as progress:
             foretold = forecast(
                 planned, source, progress=progress, sample=sample, with_lossless=True
             )
-    if predict and foretold is not None:
+    if foretold is not None and (predict or whole):
         _print_forecast(planned, foretold, as_json)
         return
     if as_json:

@@ -37,7 +37,7 @@ def same(one: Any, other: Any) -> bool:
     return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     contexts=st.integers(0, CONTEXTS),

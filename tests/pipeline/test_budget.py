@@ -213,9 +213,11 @@ def test_a_plan_says_where_lossless_takes_less(
         for entry in plan.entries
     ]
     told, asked_of = Forecast(tuple(entries), 9_000_000, None), list[Plan]()
+    samples = list[int]()
 
-    def foretell(plan: Plan, *_: Any, with_lossless: bool, **__: Any) -> Forecast:
+    def foretell(plan: Plan, *_: Any, sample: int, with_lossless: bool, **__: Any) -> Forecast:
         assert with_lossless
+        samples.append(sample)
         asked_of.append(plan)
         return told
 
@@ -230,6 +232,8 @@ def test_a_plan_says_where_lossless_takes_less(
     assert asked_of == [plan]
     ders("plan", mixtral_dir, "--recipe", file, "--predict")
     assert asked_of == [plan, plan]
+    ders("plan", mixtral_dir, "--recipe", file, "--whole")
+    assert samples[-1] >= source.bytes_total > 0
 
 
 def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:

@@ -21,7 +21,7 @@ def take_small(stream: np.ndarray, at: int) -> tuple[int, int]:
         digit = np.int64(stream[at + place])
         number |= (digit & 127) << 7 * place
         if digit < 128:
-            return number, at + place + 1
+            return int(number), at + place + 1
     return -1, -1
 
 
@@ -115,7 +115,7 @@ def take(
         levels, at = take_small(stream, at) if at >= 0 else (-1, -1)
         if at < 0 or low > most_low or levels > 2 * farthest + 1:
             return -1
-        lows[number], first = low, np.int64(0)
+        lows[number], first = low, 0
         usual, rare = room[: levels + 1], rare_room[: levels + 1]
         if levels == 0:
             usual[0], rare[0] = 1 << bits, 1 << rare_bits

@@ -46,9 +46,9 @@ def coarsened(first: int, inside: np.ndarray, far: int, coarser: int) -> tuple[i
         entries += count
     best = np.iinfo(np.int64).max
     for more in range(coarser + 1):
-        used = np.int64(far > 0)
+        used = int(far > 0)
         for count in inside:
-            used += np.int64(count > 0)
+            used += int(count > 0)
         taken = code_bytes(inside, far)
         whole = np.int64(taken + entries * more / 8) + used + used // 2
         if whole < best:
@@ -182,7 +182,7 @@ def code_eighths(
     counts: np.ndarray, frequencies: np.ndarray, bits: int, eighths: np.ndarray
 ) -> int:
     """Eighths of bits that symbols of these counts take, and no less."""
-    taken = np.int64(0)
+    taken = 0
     for symbol in range(counts.size):
         taken += counts[symbol] * (8 * bits - np.int64(eighths[frequencies[symbol]]))
     return taken
@@ -199,7 +199,8 @@ def windows(
 ) -> np.ndarray:
     """How often each level comes: int64 `[contexts, levels]`, the last one of a context for what is
     far. Fills firsts and spans, as of `float_counts.split`, and code, float64 `[contexts]`, the
-    bytes of its code; adds up to `coarser` to lows, which says how many low bits are noise."""
+    bytes of its code; adds up to `coarser` to lows, which says how many low bits are noise; counts
+    are overwritten."""
     middle = counts.shape[1] // 2
     for number in range(counts.shape[0]):
         row, begin, end = counts[number], 0, 0
