@@ -44,7 +44,7 @@ def coarsened(first: int, inside: np.ndarray, far: int, coarser: int) -> tuple[i
     entries, chosen, code = far, 0, 0.0
     for count in inside:
         entries += count
-    best = np.iinfo(np.int64).max
+    best = np.int64(np.iinfo(np.int64).max)
     for more in range(coarser + 1):
         used = int(far > 0)
         for count in inside:
