@@ -45,6 +45,10 @@ def plan(
         bool,
         typer.Option("--predict", help="encode a sample, and tell bytes, gain, noise and KL"),
     ] = False,
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="encode all, for exact bytes; takes as long as compressing"),
+    ] = False,
     settle: Annotated[
         Path | None,
         typer.Option("--settle", help="write the rules that a budget becomes to this new file"),
@@ -58,19 +62,27 @@ def plan(
 
     chosen = load_recipe(recipe)
     source = open_checkpoint(checkpoint)
-    is_settled = chosen.budget is not None and chosen.budget.knob is None
-    if chosen.budget is not None:
-        chosen = _settled(chosen, chosen.budget, source, settle, hidden=as_json)
+    asked = chosen.budget
+    if asked is not None:
+        chosen = _settled(chosen, asked, source, settle, hidden=as_json)
     elif settle is not None:
         raise RecipeError(f"{chosen.name} has no budget that could be settled; leave --settle out")
     planned = resolve(chosen, source)
     check_files(chosen, source)  # refused here rather than when the run starts
-    if predict:
+    foretold = None
+    if predict or whole or (asked is not None and not as_json):
+        from ders_core.pipeline.budget import LARGER
         from ders_core.pipeline.forecast import forecast
+        from ders_core.pipeline.sampling import SAMPLE
 
+        sample = SAMPLE if asked is None else LARGER * SAMPLE
+        sample = SAMPLE * source.bytes_total if whole else sample
         with progress_bar("predict") as progress:
-            foretold = forecast(planned, source, progress=progress, with_lossless=True)
-            _print_forecast(planned, foretold, as_json)
+            foretold = forecast(
+                planned, source, progress=progress, sample=sample, with_lossless=True
+            )
+    if foretold is not None and (predict or whole):
+        _print_forecast(planned, foretold, as_json)
         return
     if as_json:
         print_json(planned.to_dict())
@@ -98,8 +110,9 @@ def plan(
         )
     for remark in planned.remarks:
         print_line(f"note: {remark}")
-    if is_settled:
-        return  # a sample told more than the bounds of streams do
+    if foretold is not None:
+        _print_outlook(planned, foretold)
+        return
     bound = "" if planned.exact else "at most "
     print_line(
         f"weight files: {bytes_text(planned.bytes_before)} → {bound}"
@@ -131,10 +144,7 @@ def _settled(
     hidden: nothing is printed."""
     from ders_core.files.output import new_file
     from ders_core.files.writer import write_text
-    from ders_core.pipeline.budget import LARGER, settled
-    from ders_core.pipeline.forecast import forecast
-    from ders_core.pipeline.sampling import SAMPLE
-    from ders_core.pipeline.without_loss import lossless_note
+    from ders_core.pipeline.budget import settled
 
     place = nullcontext() if file is None else new_file(file, needs=SETTLED_BYTES)
     with place as aside:
@@ -142,26 +152,12 @@ def _settled(
             result = settled(recipe, budget, source, progress=progress)
         if aside is not None:
             write_text(aside, result.recipe.to_yaml())
-    if hidden:
-        return result.recipe
-    print_line(f"budget of {budget.label}: knob {result.knob:.4g}")
-    if result.told is not None:
-        share = share_text(result.told.bytes_after / result.plan.bytes_before)
-        print_line(f"about {bytes_text(result.told.bytes_after)} ({share} of original)")
-        if result.told.outlook.text:
-            print_line(result.told.outlook.text)
-        with progress_bar("lossless") as progress:
-            told = forecast(
-                result.plan, source, progress=progress, sample=LARGER * SAMPLE, with_lossless=True
-            )
-        if note := lossless_note(result.plan, told):
-            print_line(f"note: {note}")
+    if not hidden:
+        print_line(f"budget of {budget.label}: knob {result.knob:.4g}")
     return result.recipe
 
 
 def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:
-    from ders_core.pipeline.without_loss import lossless_note
-
     if as_json:
         print_json(foretold.to_dict())
         return
@@ -180,11 +176,20 @@ def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:
             for entry, told in zip(planned.entries, foretold.entries, strict=True)
         ],
     )
-    print_line(
-        f"weight files: {bytes_text(planned.bytes_before)} → about "
-        f"{bytes_text(foretold.bytes_after)} "
-        f"({share_text(foretold.bytes_after / planned.bytes_before)} of original)"
-    )
+    _print_outlook(planned, foretold)
+
+
+def _print_outlook(planned: Plan, foretold: Forecast) -> None:
+    """What is foretold of the whole."""
+    from ders_core.pipeline.without_loss import lossless_note
+
+    share = share_text(foretold.bytes_after / planned.bytes_before)
+    before, after = bytes_text(planned.bytes_before), bytes_text(foretold.bytes_after)
+    if foretold.exact:
+        after = f"{after}, exactly {foretold.bytes_after:,} bytes"
+    else:
+        after = f"about {after}, by a sample"
+    print_line(f"weight files: {before} → {after} ({share} of original)")
     if foretold.outlook.text:
         print_line(foretold.outlook.text)
     if note := lossless_note(planned, foretold):

@@ -175,6 +175,18 @@ class GroupCodec:
             for part in codec.ragged
         )
 
+    def lengths_within(self, shape: tuple[int, int], dtype: Dtype, nbytes: int) -> Lengths:
+        """Variable-length parts of so many bytes together, as one length each; several share them
+        as they would share the most."""
+        share = nbytes / max(self.ragged_bytes(shape, dtype), 1)
+        most = self.specs(shape, dtype)
+        names = [
+            self._name(number, part)
+            for number, codec in enumerate(self.codecs)
+            for part in codec.ragged
+        ]
+        return {name: (round(most[name].shape[0] * share),) for name in names}
+
     def fits(self, lengths: Lengths, shape: tuple[int, int], dtype: Dtype) -> bool:
         """Whether lengths from a file belong to this group's parts, and none is too long."""
         wanted = {}

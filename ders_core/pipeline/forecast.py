@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup, OtherTensor
+from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
 from ders_core.codecs import EncodeContext, Lossless
 from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.compute.progress import Meter, Progress, quiet
@@ -15,6 +15,7 @@ from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.decompose.distortion import Squares
 from ders_core.files.inputs import unchanged_inputs
+from ders_core.files.writer import Specs
 from ders_core.later import torch
 from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
 from ders_core.pipeline.calibration import Calibration
@@ -25,7 +26,15 @@ from ders_core.pipeline.knowledge import (
     group_knowledge,
     tensor_knowledge,
 )
-from ders_core.pipeline.plan import OtherEntry, Plan, PlanEntry, stack_of
+from ders_core.pipeline.plan import (
+    Key,
+    OtherEntry,
+    Plan,
+    PlanEntry,
+    output_bytes,
+    stack_of,
+    stack_specs,
+)
 from ders_core.pipeline.predicted import (
     GroupCost,
     OtherCost,
@@ -93,13 +102,15 @@ class OtherForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """bytes_after: of weight files. predicted_kl: nats a token on text like the calibration's; None
-    without gradients, and where a group is not told by a sample."""
+    """bytes_after: of weight files, headers included. predicted_kl: nats a token on text like the
+    calibration's; None without gradients, and where a group is not told by a sample. exact: whether
+    bytes_after is what will be written, as all whose length depends on the data was encoded."""
 
     entries: tuple[ForecastEntry, ...]
     bytes_after: int
     predicted_kl: float | None
     others: tuple[OtherForecast, ...] = ()
+    exact: bool = False
 
     @property
     def outlook(self) -> Outlook:
@@ -134,13 +145,14 @@ def forecast(
     removal = removal_costs(calibration, encoded) if calibration else {}
     context = BaseContext("cpu", calibration.tokens_per_expert if calibration else None)
     meter = Meter(len(plan.entries) + len(plan.others), progress)
-    entries = []
+    entries, foretold, exact = [], dict[Key, Specs](), True
     for entry in plan.entries:
         group = checkpoint.group(*entry.key, recipe.extended)
         if entry.codec.keeps:
             group_told = _kept(entry)
         elif recipe.base.files or not _can_be_sampled(entry):
             group_told = ForecastEntry(*entry.key, "", entry.bytes_after, None, None, None)
+            exact &= entry.exact
         else:
             known = group_knowledge(
                 group,
@@ -150,38 +162,41 @@ def forecast(
                 recipe.base.is_stored,
             )
             with torch.inference_mode():
-                group_told = _sampled(
+                group_told, foretold[entry.key] = _sampled(
                     entry, group, recipe, known, context, sample, with_lossless=with_lossless
                 )
+            exact &= entry.exact or _group_is_whole(entry, group, recipe, sample)
         entries.append(group_told)
         meter.advance(1, f"foretold layer {entry.layer}, {entry.projection}")
     others = []
     for other in plan.others:
+        stack = cast(OtherTensor, stack_of(checkpoint, recipe, other.key))
         with torch.inference_mode():
-            others.append(
-                _other(other, checkpoint, recipe, calibration, sample, with_lossless=with_lossless)
+            told_other = _other(
+                other, stack, recipe, calibration, sample, with_lossless=with_lossless
             )
+        others.append(told_other)
+        foretold[other.key] = _other_specs(other, stack, told_other)
+        exact &= other.exact or _is_whole(other.codec.ragged, stack, sample)
         meter.advance(1, f"foretold {other.name}")
-    saved = sum(e.bytes_after - f.bytes_after for e, f in zip(plan.entries, entries, strict=True))
-    saved += sum(o.bytes_after - f.bytes_after for o, f in zip(plan.others, others, strict=True))
     costs = [entry.costs for entry in entries if entry.noise or entry.gain != 1]
     told = [cost for cost in costs if cost is not None]
     kl = None
     if calibration and len(told) == len(costs):
         kl = predicted_kl(calibration, told, [other.costs for other in others])
-    return Forecast(tuple(entries), plan.bytes_after - saved, kl, tuple(others))
+    after = output_bytes(checkpoint, plan, foretold)
+    return Forecast(tuple(entries), after, kl, tuple(others), exact)
 
 
 def _other(
     entry: OtherEntry,
-    checkpoint: Checkpoint,
+    stack: OtherTensor,
     recipe: Recipe,
     calibration: Calibration | None,
     sample: int,
     *,
     with_lossless: bool,
 ) -> OtherForecast:
-    stack = cast(OtherTensor, stack_of(checkpoint, recipe, entry.key))
     before, rows = routers_behind(stack), Rows.of(stack, sample)
     decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
     lossless = None
@@ -203,6 +218,14 @@ def _other(
         before,
         lossless,
     )
+
+
+def _other_specs(entry: OtherEntry, stack: OtherTensor, told: OtherForecast) -> Specs:
+    codec = GroupCodec.same(entry.codec, stack.shape[0])
+    most = codec.ragged_bytes(entry.matrix, stack.dtype)
+    ragged = most - (entry.bytes_after - told.bytes_after)
+    lengths = codec.lengths_within(entry.matrix, stack.dtype, ragged)
+    return stack_specs(stack, codec, None, lengths)
 
 
 def _lossless_bytes(decomposition: Decomposition, rows: Rows, most: int) -> int:
@@ -255,7 +278,8 @@ def _sampled(
     sample: int,
     *,
     with_lossless: bool,
-) -> ForecastEntry:
+) -> tuple[ForecastEntry, Specs]:
+    """What is foretold of a group, and its tensors."""
     rows, form = Rows.of(group, sample), entry.base
     of_rows = known.of_rows(rows.pieces, rows.share)
     decompositions = recipe.base.decompositions(group.of_rows(rows.pieces), context)
@@ -282,12 +306,15 @@ def _sampled(
     after = planned - most + of_deltas
     if form is not None and form.is_coded:
         most = form.stacked.ragged_bytes(shape, group.dtype)
-        after += min(round(best.ragged_base / rows.share), most) - most
+        of_bases = min(round(best.ragged_base / rows.share), most)
+        after += of_bases - most
+        form = replace(form, lengths=form.stacked.lengths_within(shape, group.dtype, of_bases))
     lossless = None
     if with_lossless and not all(codec.lossless for codec in entry.codec.codecs):
         taken = _lossless_bytes(best.stored, rows, entry.bytes_before)
         lossless = after - fixed - of_deltas + taken
-    return ForecastEntry(
+    lengths = entry.codec.lengths_within(shape, group.dtype, of_deltas)
+    told = ForecastEntry(
         *entry.key,
         best.base,
         after,
@@ -299,6 +326,19 @@ def _sampled(
         lossless,
         best.gain,
     )
+    return told, stack_specs(group, entry.codec, form, lengths)
+
+
+def _group_is_whole(entry: PlanEntry, group: ExpertGroup, recipe: Recipe, sample: int) -> bool:
+    """Whether bytes of the sample are those of the group."""
+    ragged = [part for codec in entry.codec.codecs for part in codec.ragged]
+    is_sure = recipe.base.count(group.shape[0]).exact and not recipe.base.is_optional
+    return is_sure and _is_whole(ragged, group, sample)
+
+
+def _is_whole(ragged: Collection[str], stack: MatrixStack, sample: int) -> bool:
+    """Whether all is encoded, and at most one part has the bytes that depend on the data."""
+    return Rows.of(stack, sample).is_all and len(ragged) <= 1
 
 
 def _whole(of_matrices: float, of_bases: float | None, rows: Rows) -> float | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack
 from ders_core.checkpoint.others import Kind, OtherTensor
 from ders_core.codecs import Codec, Keep
-from ders_core.codecs.group import BaseForm, GroupCodec, packed_parts
+from ders_core.codecs.group import BaseForm, GroupCodec, Lengths, packed_parts
 from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError, RecipeError
 from ders_core.files.dtype import Dtype
@@ -38,6 +38,8 @@ HELD_AT_A_LOSS = (
 
 Key = tuple[int, str] | str
 """Of what is encoded as one: layer and projection of a group, or the name of another tensor."""
+
+NOTHING_FORETOLD: Mapping[Key, Specs] = {}
 
 
 @dataclass(frozen=True)
@@ -201,11 +203,11 @@ def _cut(tensor: OtherTensor, codec: Codec) -> OtherTensor:
 
 
 def stack_specs(
-    stack: MatrixStack, codec: GroupCodec, base: BaseForm | None
+    stack: MatrixStack, codec: GroupCodec, base: BaseForm | None, lengths: Lengths | None = None
 ) -> dict[str, TensorSpec]:
-    """The tensors that a packed stack takes."""
+    """The tensors that a packed stack takes. lengths: as of `packed_parts`."""
     biases = bool(stack.added)
-    parts = packed_parts(codec, stack.shape, stack.dtype, base=base, biases=biases)
+    parts = packed_parts(codec, stack.shape, stack.dtype, base=base, biases=biases, lengths=lengths)
     return {f"{stack.prefix}.{part}": spec for part, spec in parts.items()}
 
 
@@ -222,14 +224,17 @@ def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
     }
 
 
-def weight_files(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[str, TensorSpec]]:
+def weight_files(
+    checkpoint: Checkpoint, plan: Plan, foretold: Mapping[Key, Specs] = NOTHING_FORETOLD
+) -> dict[str, dict[str, TensorSpec]]:
     """The weight files of the output and the tensors in each, in their order; those of an `exact`
-    plan are what is written. Raises CheckpointError if two tensors would have one name."""
+    plan are what is written. foretold: the tensors of what has other ones than `specs_of` says.
+    Raises CheckpointError if two tensors would have one name."""
     carried = carried_specs(checkpoint, plan)
     specs, groups = dict(carried), dict[Key, Specs]()
     for key in plan.keys:
         # the order in which parts are staged and sharded
-        groups[key] = file_order(specs_of(checkpoint, plan, key))
+        groups[key] = file_order(foretold.get(key) or specs_of(checkpoint, plan, key))
         double = next((name for name in groups[key] if name in specs), None)
         if double is not None:
             raise CheckpointError(
@@ -303,9 +308,15 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     packed = {entry.key for entry in entries if entry.packed}
     others = _other_entries(recipe, checkpoint, [group for group in groups if group.key in packed])
     plan = Plan(recipe, entries, checkpoint.bytes_total, 0, others)
-    files = weight_files(checkpoint, plan)
-    after = sum(file_bytes(tensors, METADATA) for tensors in files.values())
-    return replace(plan, bytes_after=after)
+    return replace(plan, bytes_after=output_bytes(checkpoint, plan))
+
+
+def output_bytes(
+    checkpoint: Checkpoint, plan: Plan, foretold: Mapping[Key, Specs] = NOTHING_FORETOLD
+) -> int:
+    """Of all weight files, headers included. foretold: as of `weight_files`."""
+    files = weight_files(checkpoint, plan, foretold)
+    return sum(file_bytes(tensors, METADATA) for tensors in files.values())
 
 
 def _group_entry(

@@ -32,6 +32,11 @@ class Rows:
     chosen: list[int]
     whole: float
 
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing is left out."""
+        return self.whole == 1
+
     @classmethod
     def of(cls, stack: MatrixStack, sample: int) -> Rows:
         """sample: values of a matrix, about."""

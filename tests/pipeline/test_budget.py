@@ -25,7 +25,7 @@ from ders_core.pipeline.budget import (
     with_knob,
 )
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.forecast import Forecast, ForecastEntry
+from ders_core.pipeline.forecast import Forecast, ForecastEntry, forecast
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
@@ -60,7 +60,8 @@ def asking(calibration: Path, budget: dict[str, Any], **fields: Any) -> Recipe:
 
 
 def test_a_share_is_met(mixtral_dir: Path, calibration: Path, tmp_path: Path) -> None:
-    """By the files themselves, and not by much less than there may be; the same each time."""
+    """By the files themselves, and not by much less than there may be; the same each time. Where a
+    sample is all there is, their bytes are foretold to the last one."""
     recipe = asking(calibration, {"share": "30%"})
     report = compress(mixtral_dir, tmp_path / "out", recipe)
     written = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
@@ -68,8 +69,12 @@ def test_a_share_is_met(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
     assert verify(tmp_path / "out", mixtral_dir).ok
     manifest = PackedCheckpoint(tmp_path / "out").manifest
     assert "budget" not in manifest.recipe  # it travels as the rules that it became
-    again = settle(recipe, open_checkpoint(mixtral_dir))
-    assert again.public().model_dump(mode="json") == manifest.recipe
+    assert recipe.budget is not None
+    again = settled(recipe, recipe.budget, open_checkpoint(mixtral_dir))
+    assert again.recipe.public().model_dump(mode="json") == manifest.recipe
+    assert again.told is not None
+    assert again.told.exact
+    assert again.told.bytes_after == written
 
 
 @pytest.mark.parametrize("saved", [0.87, 1.1])
@@ -160,6 +165,11 @@ def test_steps_are_those_of_the_knob(mixtral_dir: Path, calibration: Path, tmp_p
     exact = [{"layers": 0, "codec": "lossless"}]
     asked = asking(calibration, {"knob": 5e-5}, rules=exact)
     report = compress(mixtral_dir, tmp_path / "out", asked)
+    file = tmp_path / "knob.yaml"
+    file.write_text(asked.to_yaml())
+    told = ders("plan", mixtral_dir, "--recipe", file).stdout
+    assert f"exactly {report.bytes_after:,} bytes" in told, told
+    assert "knob 5e-05" in told
     for entry in report.entries:  # exact experts do not have the error that their base has
         assert (entry.noise_cost == 0) == (entry.layer == 0)
     name = "lm_head.weight"
@@ -186,6 +196,8 @@ def test_a_budget_of_kl(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
     assert not any(entry.bytes_lossless for entry in found.told.entries)  # a plan asks, once
     report = compress(mixtral_dir, tmp_path / "out", found.recipe)
     assert report.predicted_kl == pytest.approx(0.02, rel=0.15)
+    assert found.told.bytes_after == report.bytes_after
+    assert not forecast(found.plan, open_checkpoint(mixtral_dir), sample=1 << 9).exact
 
 
 def test_a_plan_says_where_lossless_takes_less(
@@ -201,20 +213,27 @@ def test_a_plan_says_where_lossless_takes_less(
         for entry in plan.entries
     ]
     told, asked_of = Forecast(tuple(entries), 9_000_000, None), list[Plan]()
+    samples = list[int]()
 
-    def forecast(plan: Plan, *_: Any, with_lossless: bool, **__: Any) -> Forecast:
+    def foretell(plan: Plan, *_: Any, sample: int, with_lossless: bool, **__: Any) -> Forecast:
         assert with_lossless
+        samples.append(sample)
         asked_of.append(plan)
         return told
 
     found = Settled(chosen, 1e-4, plan, Forecast((), 9_000_000, None))
     monkeypatch.setattr("ders_core.pipeline.budget.settled", lambda *_, progress: found)
-    monkeypatch.setattr("ders_core.pipeline.forecast.forecast", forecast)
+    monkeypatch.setattr("ders_core.pipeline.forecast.forecast", foretell)
     file = tmp_path / "budget.yaml"
     file.write_text(asked.to_yaml())
     done = ders("plan", mixtral_dir, "--recipe", file)
     assert "lossless would take about 6 MB less" in done.stdout, done.stdout
+    assert "about 9 MB, by a sample" in done.stdout
     assert asked_of == [plan]
+    ders("plan", mixtral_dir, "--recipe", file, "--predict")
+    assert asked_of == [plan, plan]
+    ders("plan", mixtral_dir, "--recipe", file, "--whole")
+    assert samples[-1] >= source.bytes_total > 0
 
 
 def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:

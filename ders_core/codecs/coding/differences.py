@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ders_core.codecs.coding.rans import Tables
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh_array
 from ders_core.compute.pieces import pieces
@@ -30,18 +29,24 @@ BLOCK = 1 << 10
 
 @dataclass(frozen=True)
 class Split:
-    """How differences become symbols in each context.
+    """How differences become cells (`rans.CellsToPush`) in each context.
 
-    lows: how many low bits are noise; firsts: the upper part that is symbol 0; spans: how many
-    symbols there are (this one more is for all that is outside): int64 `[CONTEXTS]` each. usual,
-    rare: the symbols' tables; a usual one more than `spans` says that a rare one comes.
+    lows: how many low bits are noise; firsts: the upper part that is level 0; spans: how many
+    levels there are (this one more is for all that is outside): int64 `[CONTEXTS]` each.
+    usual_cells, rare_cells: int32 `[CONTEXTS, levels or more]`, −1 of a level that is rare, and of
+    one that is not. escapes: int32 `[CONTEXTS]`, cells that say that a rare one comes. noise_bits,
+    rare_count, far_count: how much there is of each.
     """
 
     lows: np.ndarray
     firsts: np.ndarray
     spans: np.ndarray
-    usual: Tables
-    rare: Tables
+    usual_cells: np.ndarray
+    rare_cells: np.ndarray
+    escapes: np.ndarray
+    noise_bits: int
+    rare_count: int
+    far_count: int
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,18 @@ class Base:
         self.half = 1 << 8 * values.element_size() - 1
         self.fraction = -int(math.log2(torch.finfo(values.dtype).eps))
         self.mask = self.half // (1 << self.fraction) - 1
+        self.top = self._largest >> self.fraction
+
+    @property
+    def _largest(self) -> int:
+        """Of the bits without the sign; 0 of none."""
+        if kernels.takes():
+            from ders_core.compute.kernels import float_counts
+
+            most: int = float_counts.largest(self.bits, self.half)
+            return most
         parts = (self.bits[piece] & self.half - 1 for piece in pieces(self.bits.size, PIECE))
-        largest = max((int(part.max()) for part in parts), default=0)
-        self.top = largest >> self.fraction
+        return max((int(part.max()) for part in parts), default=0)
 
     @property
     def numbers(self) -> tuple[int, int, int, int, int]:
@@ -116,39 +130,28 @@ class Base:
             counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
         return counts
 
-    def split(self, weight: np.ndarray, split: Split, counts: np.ndarray) -> Parts:
-        """counts: how often each symbol occurs, int64 `[CONTEXTS, symbols]`."""
-        width = counts.shape[1]
-        usual, rare = split.usual.cells(width), split.rare.cells(width)
-        escapes = split.usual.cells(int(split.spans.max()) + 2)
-        escape = escapes[np.arange(CONTEXTS), split.spans + 1]
+    def split(self, weight: np.ndarray, split: Split) -> Parts:
+        """weight: `bits_of`."""
         if not kernels.takes():
-            return self._split_plainly(weight, split, usual, rare, escape)
+            return self._split_plainly(weight, split)
         from ders_core.compute.kernels import float_counts
 
-        noise_bits = int((counts.sum(1) * split.lows).sum())
         parts = Parts(
             fresh_array(weight.size, np.uint16),
-            np.empty(int((counts * (usual < 0)).sum()) + 1, np.uint16),
+            np.empty(split.rare_count + 1, np.uint16),
             np.empty(-(-weight.size // PIECE), np.int64),
-            np.empty(int(counts[np.arange(CONTEXTS), split.spans].sum()) + 1, np.int64),
-            fresh_array(-(-noise_bits // 32) + 1, np.uint32),
+            np.empty(split.far_count + 1, np.int64),
+            fresh_array(-(-split.noise_bits // 32) + 1, np.uint32),
         )
-        tables = split.lows, split.firsts, split.spans, usual, rare, escape
+        tables = split.lows, split.firsts, split.spans
+        cells = split.usual_cells, split.rare_cells, split.escapes
         arrays = parts.cells, parts.rare, parts.rare_ends, parts.far, parts.noise
-        room = self._room
-        float_counts.split(self.bits, weight, self.numbers, room, *tables, PIECE, *arrays)
-        noise = parts.noise.view(np.uint8)[: -(-noise_bits // 8)]
+        given = self.bits, weight, self.numbers, self._room
+        float_counts.split(*given, *tables, *cells, PIECE, *arrays)
+        noise = parts.noise.view(np.uint8)[: -(-split.noise_bits // 8)]
         return Parts(parts.cells, parts.rare[:-1], parts.rare_ends, parts.far[:-1], noise)
 
-    def _split_plainly(
-        self,
-        weight: np.ndarray,
-        split: Split,
-        usual: np.ndarray,
-        rare: np.ndarray,
-        escape: np.ndarray,
-    ) -> Parts:
+    def _split_plainly(self, weight: np.ndarray, split: Split) -> Parts:
         """The same as a loop does."""
         cells, of_rare, ends, far = [], [], [], []
         noise, bits = [], np.zeros(0, dtype=np.uint8)
@@ -160,10 +163,10 @@ class Base:
             inside = (codes >= first) & (codes - first < span)
             symbols = np.where(inside, codes - first, span)
             far.append(codes[~inside])
-            cell = usual[contexts, symbols]
-            of_rare.append(rare[contexts, symbols][cell < 0])
+            cell = split.usual_cells[contexts, symbols]
+            of_rare.append(split.rare_cells[contexts, symbols][cell < 0])
             ends.append(len(of_rare[-1]))
-            cells.append(np.where(cell < 0, escape[contexts], cell))
+            cells.append(np.where(cell < 0, split.escapes[contexts], cell))
             begins = np.cumsum(low) - low
             shifts = np.arange(int(low.sum())) - np.repeat(begins, low)
             bits = np.append(bits, np.repeat(difference, low) >> shifts & 1)

@@ -11,7 +11,8 @@ Here is numpy, which works on all lanes at once; `compute.kernels.rans` gives th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 from ders_core.codecs.coding.stream import damaged
@@ -69,49 +70,28 @@ class Table:
         return inverse.astype(np.uint64)
 
 
-class Tables:
-    """Several tables of as many bits: which one a symbol has, its context says.
+@dataclass(frozen=True)
+class CellsToPush:
+    """Several tables of as many bits: which one a symbol has, its context says. Their symbols of a
+    frequency above 0 are *cells*, counted from one table to the next; there are at most 2^16.
 
-    Their symbols of a frequency above 0 are *cells*, counted from one table to the next; there are
-    at most 2^16. symbols, contexts: int64 `[cells]`, of each cell.
+    info: uint32 `[cells]`, inverse: uint64 `[cells]`, as of a table.
     """
 
-    def __init__(self, tables: Sequence[Table]) -> None:
-        self.bits, self._tables = tables[0].bits, tables
-        self.alone = all(table.alone is not None for table in tables)
-        """Whether symbols take no bits."""
-        occurring = [np.flatnonzero(table.frequencies) for table in tables]
-        self.symbols = np.concatenate(occurring)
-        self.contexts = np.repeat(np.arange(len(tables)), [len(each) for each in occurring])
+    bits: int
+    info: np.ndarray
+    inverse: np.ndarray
 
-    def cells(self, width: int) -> np.ndarray:
-        """int32 `[contexts, width]`: the cell of each symbol below the width; −1 where it has
-        none."""
-        found = np.full((len(self._tables), width), -1, dtype=np.int32)
-        numbers = np.flatnonzero(self.symbols < width)
-        found[self.contexts[numbers], self.symbols[numbers]] = numbers
-        return found
 
-    @cached_property
-    def info(self) -> np.ndarray:
-        """uint32 `[cells]`: as of a table."""
-        return self._of_cells([table.info for table in self._tables])
+@dataclass(frozen=True)
+class CellsToPop:
+    """The same to read with. slots: uint16 `[contexts, 2^bits]`, the cell of each slot. alone:
+    whether symbols take no bits."""
 
-    @cached_property
-    def inverse(self) -> np.ndarray:
-        """uint64 `[cells]`: as of a table."""
-        return self._of_cells([table.inverse for table in self._tables])
-
-    @cached_property
-    def slots(self) -> np.ndarray:
-        """uint16 `[contexts, 2^bits]`: the cell of each slot."""
-        widest = max(len(table.frequencies) for table in self._tables)
-        pairs = zip(self._tables, self.cells(widest), strict=True)
-        return np.stack([cells[table.slots].astype(np.uint16) for table, cells in pairs])
-
-    def _of_cells(self, numbers: Sequence[np.ndarray]) -> np.ndarray:
-        pairs = zip(numbers, self._tables, strict=True)
-        return np.concatenate([each[table.frequencies > 0] for each, table in pairs])
+    bits: int
+    info: np.ndarray
+    slots: np.ndarray
+    alone: bool
 
 
 class Pusher:
@@ -154,9 +134,9 @@ class Pusher:
     def push_pieces(
         self,
         cells: np.ndarray,
-        usual: Tables,
+        usual: CellsToPush,
         rare_cells: np.ndarray,
-        rare: Tables,
+        rare: CellsToPush,
         rare_ends: np.ndarray,
         size: int,
     ) -> None:
@@ -237,7 +217,7 @@ class Popper:
         at = rans.pop(self._states, *tables, self._words, self._at, self._end, symbols)
         self._move_to(at)
 
-    def pop_mixed(self, contexts: np.ndarray, tables: Tables) -> np.ndarray:
+    def pop_mixed(self, contexts: np.ndarray, tables: CellsToPop) -> np.ndarray:
         """Cells, uint16 `[n]`, without a loop. contexts: uint8 `[n]`, which table each has."""
         if tables.alone or not contexts.size:
             alone: np.ndarray = tables.slots[:, 0][contexts]

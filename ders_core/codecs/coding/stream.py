@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ders_core.compute.buffers import fresh
 from ders_core.errors import CodecError
@@ -82,6 +82,14 @@ class Reader:
         piece = self._bytes[self._at : self._at + size]
         self._at += size
         return np.frombuffer(piece.tobytes(), dtype=dtype)
+
+    def lend(self, read: Callable[[np.ndarray, int], int]) -> None:
+        """Let a loop take numbers. read: takes all bytes, uint8 `[n]`, and where those that are
+        left begin, and returns where they begin then, −1 for what cannot be read."""
+        at = read(self._bytes, self._at)
+        if not 0 <= at <= len(self._bytes):
+            raise damaged()
+        self._at = at
 
     def number(self, dtype: str = "<u4") -> int:
         return int(self.take(1, dtype)[0])

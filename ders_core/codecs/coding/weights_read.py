@@ -4,54 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ders_core.codecs.coding.differences import PIECE, Base, Split, ordered
-from ders_core.codecs.coding.rans import Popper, Tables
+from ders_core.codecs.coding.context_tables import FAR, NONE, RARE, ReadTables
+from ders_core.codecs.coding.differences import PIECE, Base, ordered
+from ders_core.codecs.coding.rans import Popper
 from ders_core.codecs.coding.stream import damaged
 from ders_core.compute import kernels
 from ders_core.compute.pieces import pieces
 from ders_core.later import np
 
-SPECIAL = -(1 << 62)
-"""Upper parts up to four times 2^40 more are none."""
-
-RARE, FAR, NONE = (SPECIAL + (number << 40) for number in range(3))
-
 
 @dataclass(frozen=True)
 class Coded:
-    """far: int64, the upper parts that are outside. noise: uint8 `[bytes]`."""
+    """far: int64, the upper parts that are outside. noise: uint8 `[bytes]`, the low bits."""
 
-    split: Split
+    tables: ReadTables
     far: np.ndarray
     noise: np.ndarray
-
-    def uppers(self, tables: Tables) -> np.ndarray:
-        """int64: what each cell adds to its base, without the noise; or RARE, FAR, NONE."""
-        symbols, contexts = tables.symbols, tables.contexts
-        split = self.split
-        spans = split.spans[contexts]
-        found: np.ndarray = symbols + split.firsts[contexts] << split.lows[contexts]
-        found[symbols == spans] = FAR
-        found[symbols > spans] = RARE
-        found[spans < 0] = NONE
-        return found
 
 
 def read_onto(base: Base, coded: Coded, popper: Popper, weight: np.ndarray) -> None:
     """Fill weight: int16 or int32 `[n]`, bits of floats. Raises CodecError for numbers that count
     no float, and where as many are outside as are not there, or bits are left."""
-    split = coded.split
-    if not popper.has_lanes and not (split.usual.alone and split.rare.alone):
+    tables = coded.tables
+    if not popper.has_lanes and not (tables.usual.alone and tables.rare.alone):
         raise damaged()
     if not kernels.takes():
         _read_plainly(base, coded, popper, weight)
         return
     from ders_core.compute.kernels import float_differences
 
-    usual, rare = (
-        (tables.slots, tables.info, coded.uppers(tables), tables.bits)
-        for tables in (split.usual, split.rare)
-    )
+    usual = tables.usual.slots, tables.usual.info, tables.uppers, tables.usual.bits
+    rare = tables.rare.slots, tables.rare.info, tables.rare_uppers, tables.rare.bits
     noise = np.zeros(-(-coded.noise.size // 4) + 2, dtype="<u4")
     noise.view(np.uint8)[: coded.noise.size] = coded.noise
     far = np.append(coded.far, 0)
@@ -59,7 +42,7 @@ def read_onto(base: Base, coded: Coded, popper: Popper, weight: np.ndarray) -> N
 
     def read(states: np.ndarray, words: np.ndarray, begin: int, end: int) -> int:
         places = states, words, begin, end
-        arrays = split.lows, far, noise, weight, ends
+        arrays = tables.lows, far, noise, weight, ends
         at: int = float_differences.read(
             base.bits, *base.numbers, *usual, *rare, *places, PIECE, *arrays
         )
@@ -73,15 +56,15 @@ def read_onto(base: Base, coded: Coded, popper: Popper, weight: np.ndarray) -> N
 
 def _read_plainly(base: Base, coded: Coded, popper: Popper, weight: np.ndarray) -> None:
     """The same as a loop does."""
-    split = coded.split
-    of_usual, of_rare = coded.uppers(split.usual), coded.uppers(split.rare)
+    tables = coded.tables
     far_count = noise_bits = 0
     for piece in pieces(weight.size, PIECE):
         contexts = base.contexts(piece)
-        uppers = of_usual[popper.pop_mixed(contexts, split.usual)]
+        uppers = tables.uppers[popper.pop_mixed(contexts, tables.usual)]
         places = np.flatnonzero(uppers == RARE)
-        uppers[places] = of_rare[popper.pop_mixed(contexts[places], split.rare)]
-        lows = split.lows[contexts]
+        rare = popper.pop_mixed(contexts[places], tables.rare)
+        uppers[places] = tables.rare_uppers[rare]
+        lows = tables.lows[contexts]
         outside = np.flatnonzero(uppers == FAR)
         far = coded.far[far_count : far_count + len(outside)]
         end = noise_bits + int(lows.sum())

@@ -37,6 +37,16 @@ def context_of(bits: np.signedinteger, fraction: int, mask: int, top: int, last:
     return np.uint8(min(np.int32(np.int32(top) - exponent), np.int32(last)))
 
 
+@loop
+def largest(bits: np.ndarray, half: int) -> int:
+    """Of the bits without the sign; 0 of none."""
+    narrow = bits.dtype.type
+    most, mask = narrow(0), narrow(half - 1)
+    for place in range(bits.size):
+        most = max(most, narrow(bits[place] & mask))
+    return int(most)
+
+
 @part_apart
 def compare(
     base: np.ndarray,
@@ -118,9 +128,9 @@ def put_noise(
     pending: np.uint64,
     bit: np.uint64,
     noise: np.ndarray,
-) -> np.uint64:
+) -> tuple[np.uint64, np.uint64]:
     """Put the low bits of differences into noise from a bit on, with what is pending of the number
-    there; returns what is pending then."""
+    there; returns what is pending then, and the bit after them."""
     word, filled = np.uint64(bit >> np.uint64(5)), np.uint64(bit & np.uint64(31))
     masks = (np.int64(1) << lows) - 1
     for place in range(context.size):
@@ -132,7 +142,7 @@ def put_noise(
         word += whole
         pending >>= np.uint64(whole << np.uint64(5))
         filled &= np.uint64(31)
-    return pending
+    return pending, np.uint64(np.uint64(word << np.uint64(5)) + filled)
 
 
 @part_apart
@@ -197,9 +207,7 @@ def split(
                     cell = escapes[number]
             filled[place] = cell
         if noisy:
-            pending = put_noise(context, difference, lows, pending, bit, noise)
-            for place in range(some.size):
-                bit += np.uint64(lows[context[place]])
+            pending, bit = put_noise(context, difference, lows, pending, bit, noise)
         rare_ends[begin // piece] = np.int64(rare_count)
     if noisy:
         noise[bit >> np.uint64(5)] = np.uint32(pending)
