@@ -25,6 +25,7 @@ def test_shares_of_a_layer(mixtral_dir: Path, tmp_path: Path) -> None:
     recipe = calibrated(tmp_path / "c.safetensors", source.identity, [1, 2, 0, 5])
     shares = routing_shares(recipe, source, 1, 4)
     assert shares == pytest.approx(Calibration.open(tmp_path / "c.safetensors").use(1).tolist())
+    assert shares is not None
     bars, dots = figures.norm_bars(analyze(source, spectra="none"), 1, "up", shares).data
     assert tuple(dots.y) == pytest.approx([100 * share for share in shares])
     assert list(dots.x) == list(bars.x) == ["E0", "E1", "E2", "E3"]
