@@ -45,7 +45,8 @@ def test_pieces_are_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows so many that codes fill whole bytes, and values whole sums."""
-    monkeypatch.setattr(codes, "LEAST", 1)
+    for name in ("LEAST", "CHUNK"):
+        monkeypatch.setattr(codes, name, 1)
     codec, (weight, base) = make_codec({"codec": "quantized", **fields}), pair((211, width), dtype)
     context = EncodeContext(dtype, 3)
     encoded = encode_expert(codec, weight, base, context)

@@ -187,9 +187,10 @@ def decoded_in_pieces(
     out, width = base.shape
     multiple, step = math.lcm(TOGETHER, SUMMED_FIRST // math.gcd(SUMMED_FIRST, width)), max(out, 1)
     if kernels.takes_stored(base) and kernels.takes(packed, *lines.tensors):
-        values = LEAST * available_threads()  # each has rows to share
+        threads = available_threads()
+        values = CHUNK if threads == 1 else LEAST * threads  # each has rows to share
         step = max(values // max(width * multiple, 1), 1) * multiple
-    for rows in pieces(out, step):
+    for rows in list(pieces(out, step)) or [slice(0, 0)]:
         yield decoded(packed, bits, lines, levels, blocks, base[rows], rows).view(-1)
 
 
