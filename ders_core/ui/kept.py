@@ -97,6 +97,8 @@ def field(
         state[key] = shown
     _drawn()[key] = _Drawn(name, start, bounds)
     chosen: T = draw(label, key=key, on_change=_changed, args=(key, name, mark, lasting), **options)
+    if chosen is None and options.get("required"):  # told of options that are no more
+        chosen = start
     if chosen != known:  # set by the page
         _keep(name, Entry(chosen, mark), lasting)
     if address is not None:
@@ -170,7 +172,7 @@ def _name(key: str, of: str | Path | None) -> str:
 def _possible(value: Any, start: Any, options: Mapping[str, Any]) -> Any:
     """The value if the widget can show it, or the nearest that it can show."""
     if value is None:
-        return value
+        return start if options.get("required") else None
     offered = options.get("options")
     if isinstance(value, list):
         return [item for item in value if offered is None or item in offered]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 from functools import cache
 from importlib import import_module
@@ -108,3 +109,19 @@ def test_two_that_compile_at_once_do_not_take_each_others_code(
     assert len(index_of(later)) == 1
     for dtype in (np.float32, np.float64):
         assert later(np.full(3, 5, dtype)).dtype == dtype
+
+
+def test_code_that_nothing_names_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "doubled.py").write_text("def doubled(value):\n    return 2 * value\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for stamp, values in (("old", np.ones(3)), ("new", np.ones(3)), ("new", np.ones(3, np.int32))):
+        monkeypatch.setattr("ders_core.compute.kernels.loop.stamps", lambda file, told=stamp: told)
+        before = set(tmp_path.glob("__pycache__/*.nbc"))
+        for file in before:
+            os.utime(file, (0, 0))
+        loop(import_module("doubled").doubled)(values)
+        after = set(tmp_path.glob("__pycache__/*.nbc"))
+        assert len(after - before) == 1
+        assert len(after) == (2 if values.dtype == np.int32 else 1)

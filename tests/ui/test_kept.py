@@ -217,3 +217,19 @@ def test_sessions_keep_what_the_others_typed(page: AppTest) -> None:
     third = AppTest.from_function(script, default_timeout=60).run()
     assert third.text_input(key="owned").value == "by one"
     assert third.text_area(key="draft").value == "by the other"
+
+
+def choice() -> None:
+    import streamlit as st
+
+    from ders_core.ui import kept
+
+    if st.button("Empty"):
+        st.session_state["kind"] = None
+    draw = st.segmented_control
+    st.text(kept.field(draw, "Kind", key="kind", start="a", options=["a", "b"], required=True))
+
+
+def test_what_must_be_chosen_is_never_nothing(workspace: Workspace) -> None:
+    page = AppTest.from_function(choice, default_timeout=60).run()
+    assert page.button[0].click().run().text[0].value == "a"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +17,9 @@ from numba import njit
 
 IMPORTED = re.compile(r"compute\.kernels(?:\.(\w+)| import (?:([\w, ]+)|\(([\w,\s]+)\)))")
 """Modules of this package, where another one imports them."""
+
+SETTLED = 3600
+"""Seconds after which a process has surely named what it wrote."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -31,9 +37,27 @@ def loop(function: Function) -> Function:
         kept._source_stamp = stamps(Path(function.__code__.co_filename))
         # of two processes that compile at once, neither may write under the other's name
         kept._data_name_pattern = kept._data_name_pattern.replace("{", f"{os.urandom(8).hex()}.{{")
+        compiled._cache.save_overload = _then_swept(compiled._cache.save_overload, kept)
     except AttributeError:  # a numba that keeps machine code in another way
         return part_apart(function)
     return compiled  # type: ignore[no-any-return]
+
+
+def _then_swept(save: Callable[..., None], kept: Any) -> Callable[..., None]:
+    """`save`, and then remove the machine code of the same loop that nothing names any more, but
+    for what another process may be about to name. kept: numba's files of the loop."""
+
+    def saved(*given: Any) -> None:
+        save(*given)
+        named, long_ago = set(kept._load_index().values()), time.time() - SETTLED
+        for file in Path(kept._cache_path).glob(
+            f"{glob.escape(Path(kept._index_name).stem)}.*.nbc"
+        ):
+            with suppress(OSError):  # another process was quicker, or may and this one may not
+                if file.name not in named and file.stat().st_mtime < long_ago:
+                    file.unlink()
+
+    return saved
 
 
 def part(function: Function) -> Function:
