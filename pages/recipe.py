@@ -46,8 +46,10 @@ def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
     """What the recipe leaves, at the bottom of the window while the table scrolls; remarks on it
     where they are called for."""
     told = foretold(source, recipe)
-    after = plan.bytes_after if told is None else told.bytes_after
-    bound = "" if plan.exact else ", at most" if told is None else ", about"
+    if told is None:
+        after, bound = plan.bytes_after, "" if plan.exact else ", at most"
+    else:
+        after, bound = told.bytes_after, "" if told.exact else ", about"
     with st.bottom, st.container(horizontal=True, gap="medium", vertical_alignment="center"):
         st.metric("Weight files now", bytes_text(plan.bytes_before), width="content")
         st.metric(

@@ -25,6 +25,7 @@ from ders_core.units import bytes_text, listed, share_text
 
 if TYPE_CHECKING:
     from ders_core.checkpoint import Checkpoint
+    from ders_core.pipeline.budget import Settled
     from ders_core.pipeline.forecast import Forecast
     from ders_core.pipeline.plan import OtherEntry, Plan
     from ders_core.recipe import Recipe
@@ -47,7 +48,7 @@ def plan(
     ] = False,
     whole: Annotated[
         bool,
-        typer.Option("--whole", help="encode all, for exact bytes; takes as long as compressing"),
+        typer.Option("--whole", help="encode all rows and experts in place of a sample"),
     ] = False,
     settle: Annotated[
         Path | None,
@@ -64,11 +65,12 @@ def plan(
     source = open_checkpoint(checkpoint)
     asked = chosen.budget
     if asked is not None:
-        chosen = _settled(chosen, asked, source, settle, hidden=as_json)
+        planned = _settled(chosen, asked, source, settle, hidden=as_json).plan
     elif settle is not None:
         raise RecipeError(f"{chosen.name} has no budget that could be settled; leave --settle out")
-    planned = resolve(chosen, source)
-    check_files(chosen, source)  # refused here rather than when the run starts
+    else:
+        planned = resolve(chosen, source)
+        check_files(chosen, source)  # refused here rather than when the run starts
     foretold = None
     if predict or whole or (asked is not None and not as_json):
         from ders_core.pipeline.budget import LARGER
@@ -78,11 +80,17 @@ def plan(
         sample = SAMPLE if asked is None else LARGER * SAMPLE
         sample = SAMPLE * source.bytes_total if whole else sample
         with progress_bar("predict") as progress:
+            # of a budget once more: no knob was compared with lossless
             foretold = forecast(
-                planned, source, progress=progress, sample=sample, with_lossless=True
+                planned,
+                source,
+                progress=progress,
+                sample=sample,
+                with_lossless=predict or not whole,
             )
+    how = "" if whole else ", by a sample"
     if foretold is not None and (predict or whole):
-        _print_forecast(planned, foretold, as_json)
+        _print_forecast(planned, foretold, how, as_json)
         return
     if as_json:
         print_json(planned.to_dict())
@@ -111,7 +119,7 @@ def plan(
     for remark in planned.remarks:
         print_line(f"note: {remark}")
     if foretold is not None:
-        _print_outlook(planned, foretold)
+        _print_outlook(planned, foretold, how)
         return
     bound = "" if planned.exact else "at most "
     print_line(
@@ -139,9 +147,9 @@ def _sizes(entries: Sequence[OtherEntry]) -> tuple[str, str]:
 
 def _settled(
     recipe: Recipe, budget: Budget, source: Checkpoint, file: Path | None, *, hidden: bool
-) -> Recipe:
-    """The recipe with rules in the place of its budget; written to a file if there is one.
-    hidden: nothing is printed."""
+) -> Settled:
+    """The recipe with rules in the place of its budget, and its plan; written to a file if there is
+    one. hidden: nothing is printed."""
     from ders_core.files.output import new_file
     from ders_core.files.writer import write_text
     from ders_core.pipeline.budget import settled
@@ -154,10 +162,10 @@ def _settled(
             write_text(aside, result.recipe.to_yaml())
     if not hidden:
         print_line(f"budget of {budget.label}: knob {result.knob:.4g}")
-    return result.recipe
+    return result
 
 
-def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:
+def _print_forecast(planned: Plan, foretold: Forecast, how: str, as_json: bool) -> None:
     if as_json:
         print_json(foretold.to_dict())
         return
@@ -176,11 +184,11 @@ def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:
             for entry, told in zip(planned.entries, foretold.entries, strict=True)
         ],
     )
-    _print_outlook(planned, foretold)
+    _print_outlook(planned, foretold, how)
 
 
-def _print_outlook(planned: Plan, foretold: Forecast) -> None:
-    """What is foretold of the whole."""
+def _print_outlook(planned: Plan, foretold: Forecast, how: str) -> None:
+    """What is foretold of the whole. how: what is said of bytes that are not exact."""
     from ders_core.pipeline.without_loss import lossless_note
 
     share = share_text(foretold.bytes_after / planned.bytes_before)
@@ -188,7 +196,7 @@ def _print_outlook(planned: Plan, foretold: Forecast) -> None:
     if foretold.exact:
         after = f"{after}, exactly {foretold.bytes_after:,} bytes"
     else:
-        after = f"about {after}, by a sample"
+        after = f"about {after}{how}"
     print_line(f"weight files: {before} → {after} ({share} of original)")
     if foretold.outlook.text:
         print_line(foretold.outlook.text)

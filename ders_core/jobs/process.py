@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -96,10 +97,11 @@ def _note_ends(store: JobStore) -> None:
             _started.remove(process)
 
 
-def package_environment() -> dict[str, str]:
-    """Variables for a process that must find this package, in a checkout too."""
+def package_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables for a process that must find this package, in a checkout too. environment: what
+    else it gets; by default as this process."""
     root = Path(ders_core.__file__).resolve().parent.parent
     if root.name == "site-packages":
-        return dict(os.environ)
-    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        return dict(environment)
+    paths = [str(root), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}

@@ -79,11 +79,12 @@ def run_worker(
 
             while not stop.asked:
                 claim = patience(claim_next)
-                if not heart.devices and (claim or time.monotonic() - useful > SETTLED):
+                idle = time.monotonic() - useful
+                if claim is None and not heart.devices and idle > SETTLED:
                     heart.devices = _devices()
                 if claim is not None:
-                    heart.work_on(claim.job.id)
-                    _work(claim, TaskContext(claim, workspace, scheduler, stop), patience)
+                    context = TaskContext(claim, workspace, scheduler, stop)
+                    _work(claim, context, patience, heart)
                     heart.work_on(None)
                     _free_memory()
                     useful = time.monotonic()
@@ -109,18 +110,21 @@ def _may_leave(claims: Claims, stop_when_idle: bool, idle_since: float) -> bool:
     return time.monotonic() - idle_since > LINGER and claims.leave_without_companion()
 
 
-def _work(claim: Claim, context: TaskContext, patience: Patience) -> None:
+def _work(claim: Claim, context: TaskContext, patience: Patience, heart: Heartbeat) -> None:
     """Do one job and write its end to the store, as soon as the store can be used."""
     try:
-        end = _outcome(claim, context)
+        end = _outcome(claim, context, heart)
         patience(end)
     except TakenOver as error:
         tell(error)
 
 
-def _outcome(claim: Claim, context: TaskContext) -> Callable[[], None]:
+def _outcome(claim: Claim, context: TaskContext, heart: Heartbeat) -> Callable[[], None]:
     """Do one job; returns what writes its end to the store. Raises TakenOver."""
     try:
+        if not heart.devices:
+            heart.devices = _devices()
+        heart.work_on(claim.job.id)
         kind = _kind(claim.job.kind)
         result = kind.run(context, kind.parse(claim.job.spec)).to_json()
     except TakenOver:
@@ -173,10 +177,9 @@ def _devices() -> tuple[str, ...]:
 
 def _free_memory() -> None:
     """Release GPU memory while the worker is idle."""
-    import torch
-
     gc.collect()
-    if torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")  # None where it cannot be imported
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 

@@ -11,6 +11,7 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTens
 from ders_core.codecs import EncodeContext, Lossless
 from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.compute.progress import Meter, Progress, quiet
+from ders_core.compute.threads import one_thread
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.decompose.distortion import Squares
@@ -161,7 +162,7 @@ def forecast(
                 len(encoded),
                 recipe.base.is_stored,
             )
-            with torch.inference_mode():
+            with one_thread(), torch.inference_mode():  # sums as of `encode`
                 group_told, foretold[entry.key] = _sampled(
                     entry, group, recipe, known, context, sample, with_lossless=with_lossless
                 )
@@ -171,13 +172,15 @@ def forecast(
     others = []
     for other in plan.others:
         stack = cast(OtherTensor, stack_of(checkpoint, recipe, other.key))
-        with torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             told_other = _other(
                 other, stack, recipe, calibration, sample, with_lossless=with_lossless
             )
         others.append(told_other)
         foretold[other.key] = _other_specs(other, stack, told_other)
-        exact &= other.exact or _is_whole(other.codec.ragged, stack, sample)
+        exact &= other.exact or (
+            other.codec.acts_by_rows and _is_whole(other.codec.ragged, stack, sample)
+        )
         meter.advance(1, f"foretold {other.name}")
     costs = [entry.costs for entry in entries if entry.noise or entry.gain != 1]
     told = [cost for cost in costs if cost is not None]
@@ -332,8 +335,9 @@ def _sampled(
 def _group_is_whole(entry: PlanEntry, group: ExpertGroup, recipe: Recipe, sample: int) -> bool:
     """Whether bytes of the sample are those of the group."""
     ragged = [part for codec in entry.codec.codecs for part in codec.ragged]
+    of_base = entry.base.codec.ragged if entry.base is not None else ()
     is_sure = recipe.base.count(group.shape[0]).exact and not recipe.base.is_optional
-    return is_sure and _is_whole(ragged, group, sample)
+    return is_sure and len(of_base) <= 1 and _is_whole(ragged, group, sample)
 
 
 def _is_whole(ragged: Collection[str], stack: MatrixStack, sample: int) -> bool:

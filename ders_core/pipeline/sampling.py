@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 from ders_core.checkpoint import MatrixStack
 from ders_core.codecs.group import GroupCodec
+from ders_core.compute.pools import in_order
+from ders_core.compute.threads import (
+    available_threads,
+    in_this_mode,
+    one_thread_each,
+    shared_out_to,
+    threads_for,
+)
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.files.dtype import Dtype
 from ders_core.pipeline.encoder import Encoder, StoredBases
@@ -66,14 +74,24 @@ def encoded_sample(
     decomposition: Decomposition,
     chosen: Sequence[int],
 ) -> tuple[StoredBases, list[SampledMatrix]]:
-    """The bases, and each chosen matrix. Raises CheckpointError and CodecError."""
+    """The bases, and each chosen matrix; several at once, in threads of their own. Raises
+    CheckpointError and CodecError."""
     stored, fitted = encoder.prepared(decomposition)
-    matrices = []
-    for number in chosen:
-        encoded = encoder.one(stored, fitted, number, decomposition.weight(number))
+    _, out, width = decomposition.group.shape
+    device = decomposition.base.device
+    threads = threads_for(len(chosen), fitted.working_bytes((out, width)), device)
+    share = available_threads() // threads
+
+    def encode_one(number: int) -> SampledMatrix:
+        with shared_out_to(share):
+            encoded = encoder.one(stored, fitted, number, decomposition.weight(number))
         ragged = sum(encoded.parts[name].nbytes for name in fitted.expert(number).ragged)
-        matrices.append(SampledMatrix(encoded.losses, ragged))
-    return stored, matrices
+        return SampledMatrix(encoded.losses, ragged)
+
+    if threads == 1:
+        return stored, [encode_one(number) for number in chosen]
+    with one_thread_each(threads, device) as pool:
+        return stored, list(in_order(pool, in_this_mode(encode_one), chosen, threads))
 
 
 def foretold_bytes(codec: GroupCodec, shape: tuple[int, int], dtype: Dtype, ragged: float) -> int:

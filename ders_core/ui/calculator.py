@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -105,12 +106,20 @@ def warm() -> bool:
 
 
 @contextmanager
-def begun(function: Callable[..., object], *arguments: Any) -> Iterator[HandedOver]:
+def begun(
+    function: Callable[..., object],
+    *arguments: Any,
+    directory: Path,
+    environment: Mapping[str, str],
+) -> Iterator[HandedOver]:
     """Start a calculator that begins at once with `function(*arguments, progress=...)`, for the
     child process that the block starts, and that calls `take_over`. Yields nothing to hand over if
-    no calculator can be started."""
+    no calculator can be started.
+
+    directory, environment: the child's, so that this calculator works where the child's own do.
+    """
     try:
-        calculator = _Calculator.started()
+        calculator = _Calculator.started(directory, environment)
     except OSError:
         yield [], {}
         return
@@ -177,8 +186,11 @@ class _Calculator:
         self.is_ready = True
 
     @classmethod
-    def started(cls) -> _Calculator:
-        """A new process. Raises OSError if it cannot be started."""
+    def started(
+        cls, directory: Path | None = None, environment: Mapping[str, str] = os.environ
+    ) -> _Calculator:
+        """A new process, by default with this one's directory and environment. Raises OSError if
+        it cannot be started."""
         pipe, theirs = Pipe()
         with theirs:
             process = psutil.Popen(
@@ -188,7 +200,8 @@ class _Calculator:
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={WAITING: "PASSIVE"} | package_environment(),
+                cwd=directory,
+                env={WAITING: "PASSIVE"} | package_environment(environment),
                 start_new_session=True,
             )
         threading.Thread(target=process.wait, daemon=True).start()  # leaves no zombie

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Progress
 from ders_core.demo.result import MOE
 from ders_core.errors import DersError
 from ders_core.files.private import private_directory
@@ -49,10 +49,12 @@ def is_expected(workspace: Workspace, environment: Mapping[str, str]) -> bool:
     return asked and not (workspace.demo / MOE).exists()
 
 
-def begun_demo(workspace: Workspace) -> AbstractContextManager[HandedOver]:
+def begun_demo(
+    workspace: Workspace, directory: Path, environment: Mapping[str, str]
+) -> AbstractContextManager[HandedOver]:
     """Begin to make the demo in a process beside the server that the block starts, and that calls
-    `take_over_demo`."""
-    return begun(make_unhurried, workspace)
+    `take_over_demo`. directory, environment: the server's."""
+    return begun(make_unhurried, workspace, directory=directory, environment=environment)
 
 
 def take_over_demo(workspace: Workspace) -> None:
@@ -82,9 +84,10 @@ def make_unhurried(workspace: Workspace, *, progress: Progress) -> None:
     def make() -> None:
         if sys.platform == "linux":  # of this thread and those that it starts, for good
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), UNHURRIED)
-        with suppress(DersError), _made_by_one(workspace):
+        # progress raises OSError where the server has ended
+        with suppress(DersError, OSError), _made_by_one(workspace):
             if not _is_analysed(workspace):
-                make_demo(workspace, progress=quiet)
+                make_demo(workspace, progress=progress)
 
     progress(0, 0, "making the demo")
     maker = threading.Thread(target=make)

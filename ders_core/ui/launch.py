@@ -73,14 +73,18 @@ def launch(
     ]
     environment = os.environ | {
         WORKSPACE_VARIABLE: str(place.path),
-        TOKEN_VARIABLE: secret.token,
         HOSTS_VARIABLE: " ".join(hosts),
     }
     if with_demo:
         environment[DEMO_VARIABLE] = "1"
-    ahead = begun_demo(place) if is_expected(place, environment) else nullcontext(([], {}))
+    ahead = (
+        begun_demo(place, entry.parent, environment)
+        if is_expected(place, environment)
+        else nullcontext(([], {}))
+    )
+    for_server = environment | {TOKEN_VARIABLE: secret.token}
     with (
-        _server(command, environment, entry.parent, ahead) as (server, line),
+        _server(command, for_server, entry.parent, ahead) as (server, line),
         suppress(KeyboardInterrupt),
     ):
         if _wait_for(listening, server) and (said := line.recv(SAID)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,15 +32,17 @@ from pathlib import Path
 from ders_core.ui.launch import _server
 command, nothing_begun = [sys.executable, "-c", sys.argv[1]], nullcontext(([], {}))
 with _server(command, dict(os.environ), Path.cwd(), nothing_begun) as (server, line):
-    print(server.pid, line.recv(100).decode(), flush=True)
+    print(server.pid, line.recv(100, int(sys.argv[2])).decode(), flush=True)
     server.wait()
 """
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, HANG_UP])
-def test_the_server_ends_with_its_launcher(end: signal.Signals) -> None:
+@pytest.mark.parametrize("flags", [0, socket.MSG_PEEK])
+def test_the_server_ends_with_its_launcher(flags: int, end: signal.Signals) -> None:
+    """Also where it was killed before it took what the server said."""
     launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, SERVER],
+        [sys.executable, "-c", LAUNCHER, SERVER, str(flags)],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -91,6 +91,22 @@ def test_torch_is_imported_for_the_first_job(
     assert asked == ["devices"] * 2
 
 
+def test_a_torch_that_cannot_be_imported_is_a_sentence_of_the_job(
+    workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing() -> tuple[str, ...]:
+        raise ImportError("libcudart.so.12 cannot be opened")
+
+    numbers = [submit_run(store, tmp_path / name, FAST_RECIPE) for name in ("one", "two")]
+    monkeypatch.setattr("ders_core.jobs.worker._devices", missing)
+    run_worker(workspace, stop_when_idle=True)
+    for number in numbers:
+        job = store.get(number)
+        assert job.state == "failed"
+        assert "libcudart.so.12" in (job.error or "")
+    assert store.workers() == []
+
+
 def test_errors_become_sentences(
     workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -213,11 +213,11 @@ def test_a_plan_says_where_lossless_takes_less(
         for entry in plan.entries
     ]
     told, asked_of = Forecast(tuple(entries), 9_000_000, None), list[Plan]()
-    samples = list[int]()
+    samples, compared = list[int](), list[bool]()
 
     def foretell(plan: Plan, *_: Any, sample: int, with_lossless: bool, **__: Any) -> Forecast:
-        assert with_lossless
         samples.append(sample)
+        compared.append(with_lossless)
         asked_of.append(plan)
         return told
 
@@ -232,8 +232,12 @@ def test_a_plan_says_where_lossless_takes_less(
     assert asked_of == [plan]
     ders("plan", mixtral_dir, "--recipe", file, "--predict")
     assert asked_of == [plan, plan]
-    ders("plan", mixtral_dir, "--recipe", file, "--whole")
+    whole = ders("plan", mixtral_dir, "--recipe", file, "--whole").stdout
     assert samples[-1] >= source.bytes_total > 0
+    assert "about 9 MB" in whole
+    assert "sample" not in whole
+    ders("plan", mixtral_dir, "--recipe", file, "--whole", "--predict")
+    assert compared == [True, True, False, True]
 
 
 def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:

@@ -17,9 +17,13 @@ ONWARD = b"of Streamlit"
 
 
 def answered(
-    path: str, *headers: tuple[bytes, bytes], method: str = "GET", base: str = ""
+    path: str,
+    *headers: tuple[bytes, bytes],
+    method: str = "GET",
+    base: str = "",
+    static: Path = STATIC,
 ) -> tuple[dict[bytes, bytes], bytes]:
-    """Headers and body of an answer for the installed Streamlit's files."""
+    """Headers and body of an answer for Streamlit's files, by default the installed ones."""
 
     async def streamlit(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 404, "headers": []})
@@ -34,14 +38,20 @@ def answered(
         raise AssertionError("nothing is asked")
 
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
-    asyncio.run(BrowserCode(streamlit, static=STATIC, base_path=base)(scope, receive, send))
+    asyncio.run(BrowserCode(streamlit, static=static, base_path=base)(scope, receive, send))
     start, body = sent
     return dict(start["headers"]), body["body"]
 
 
 @pytest.mark.parametrize(
     ("pattern", "kind"),
-    [("js/index.*.js", b"text/javascript"), ("css/*.css", b"text/css"), ("media/*.woff2", b"font")],
+    [
+        ("js/index.*.js", b"text/javascript; charset=utf-8"),
+        ("css/*.css", b"text/css; charset=utf-8"),
+        ("media/*.woff2", b"font/woff2"),
+        ("media/*.png", b"image/png"),
+        ("media/*.svg", b"image/svg+xml"),
+    ],
 )
 @pytest.mark.parametrize("base", ["", "/tools/studio"])
 def test_a_file_with_a_hash_in_its_name_is_sent_whole(pattern: str, kind: bytes, base: str) -> None:
@@ -50,7 +60,7 @@ def test_a_file_with_a_hash_in_its_name_is_sent_whole(pattern: str, kind: bytes,
     headers, body = answered(f"{base}{place}", base=base)
     assert body == file.read_bytes()
     assert headers[b"content-length"] == str(len(body)).encode()
-    assert headers[b"content-type"].startswith(kind)
+    assert headers[b"content-type"] == kind
     assert headers[b"cache-control"] == FOR_GOOD
     if base:
         assert answered(place, base=base)[1] == ONWARD
@@ -65,6 +75,15 @@ def test_a_file_with_a_hash_in_its_name_is_sent_whole(pattern: str, kind: bytes,
 )
 def test_all_else_goes_on(path: str) -> None:
     assert answered(path)[1] == ONWARD
+
+
+def test_a_file_of_an_unknown_type_goes_on(tmp_path: Path) -> None:
+    for folder, name in (("js", "a.1.js"), ("media", "b.1.odd"), ("media", "c")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text("code")
+    assert answered("/static/js/a.1.js", static=tmp_path)[1] == b"code"
+    for name in ("b.1.odd", "c"):
+        assert answered(f"/static/media/{name}", static=tmp_path)[1] == ONWARD
 
 
 def test_who_asks_for_a_part_is_answered_by_streamlit() -> None:

@@ -198,9 +198,17 @@ print(json.dumps([taken, calculator.calculate(some_functions.add, 0, 5)]))
 
 
 def test_a_child_takes_over_what_was_begun(functions: Any, tmp_path: Path) -> None:
-    """It waits for what was begun, and then has the same process."""
-    done = tmp_path / "done"
-    with calculator.begun(functions.note, str(done)) as (files, variables):
+    """It waits for what was begun, and then has the same process, which works where it does."""
+    done, place = tmp_path / "done", tmp_path / "place"
+    place.mkdir()
+    environment = os.environ | {"DERS_WORKSPACE": str(place)}
+    with calculator.begun(functions.note, str(done), directory=place, environment=environment) as (
+        files,
+        variables,
+    ):
+        process = psutil.Process(int(variables[calculator.HANDED_OVER].split()[1]))
+        assert process.cwd() == str(place)
+        assert process.environ()["DERS_WORKSPACE"] == str(place)
         child = subprocess.run(
             [sys.executable, "-c", TAKES_OVER],
             env=package_environment() | variables,
@@ -209,10 +217,10 @@ def test_a_child_takes_over_what_was_begun(functions: Any, tmp_path: Path) -> No
             text=True,
             check=True,
         )
-    taken, (total, process) = json.loads(child.stdout)
+    taken, (total, used) = json.loads(child.stdout)
     assert (taken, total) == ([True, False], 5)
-    assert done.read_text() == str(process) == variables[calculator.HANDED_OVER].split()[1]
-    assert ended(process)
+    assert done.read_text() == str(used) == str(process.pid)
+    assert ended(used)
 
 
 @pytest.mark.parametrize("words", ["", "5", "a b", "-1 3", "99999 99999999"])

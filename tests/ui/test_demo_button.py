@@ -14,7 +14,7 @@ from support.studio_pages import on, words
 import ders_core.analysis
 import ders_core.demo.unpack
 from ders_core.analysis import Analysis
-from ders_core.compute.progress import quiet
+from ders_core.compute.progress import Progress
 from ders_core.demo.unpack import TRAINED
 from ders_core.errors import CheckpointError
 from ders_core.jobs import JobStore, Workspace
@@ -124,10 +124,11 @@ def test_it_is_made_before_the_server_starts(
     assert not is_expected(workspace, {})
     assert is_expected(workspace, {DEMO_VARIABLE: "1"})
     begun, asked = threading.Event(), threading.Event()
-    made: list[str] = []
+    made, told = list[str](), list[str]()
 
-    def make(of: Workspace, *, progress: object) -> None:
+    def make(of: Workspace, *, progress: Progress) -> None:
         made.append("begun")
+        progress(1, 2, "unpacking")
         begun.set()
         asked.wait(0.2)  # nobody comes through
         made.append("ended")
@@ -145,9 +146,10 @@ def test_it_is_made_before_the_server_starts(
     monkeypatch.setattr("ders_core.ui.demo.calculate", computed)
     asking = threading.Thread(target=ask)
     asking.start()
-    make_unhurried(workspace, progress=quiet)
+    make_unhurried(workspace, progress=lambda *step: told.append(step[2]))
     asking.join()
     assert made == ["begun", "ended", "asked"]
+    assert told[-1] == "unpacking"  # one that works is not taken for one that hangs
 
 
 def test_a_demo_that_cannot_be_unpacked_is_a_sentence(

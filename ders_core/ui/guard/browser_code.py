@@ -6,7 +6,6 @@ pages need, every change of thread waits for that, and a first visitor asks for 
 
 from __future__ import annotations
 
-import mimetypes
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -17,6 +16,21 @@ FOLDERS = ("js", "css", "media")
 
 FOR_GOOD = b"public, immutable, max-age=31536000"
 """As Streamlit has it of these files: a browser that has one asks for it no more."""
+
+KINDS = {
+    ".css": "text/css; charset=utf-8",
+    ".gif": "image/gif",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".ttf": "font/ttf",
+    ".wasm": "application/wasm",
+    ".woff": "font/woff",
+    ".woff2": "font/woff2",
+}
+"""Types by suffixes: Python's own depend on the machine. Files with other suffixes are sent by
+Streamlit."""
 
 _PARTIAL = (b"range", b"if-none-match", b"if-modified-since")
 """Who asks with one of these headers is answered by Streamlit."""
@@ -35,6 +49,7 @@ class BrowserCode:
             f"{base_path}/static/{folder}/{file.name}": file
             for folder in FOLDERS
             for file in (static / folder).glob("*")
+            if file.suffix in KINDS
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,10 +61,8 @@ class BrowserCode:
         if file is None:
             await self._app(scope, receive, send)
             return
-        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-        charset = "; charset=utf-8" if kind.startswith("text/") else ""
         headers = [
-            (b"content-type", f"{kind}{charset}".encode()),
+            (b"content-type", KINDS[file.suffix].encode()),
             (b"content-length", str(len(body)).encode()),
             (b"cache-control", FOR_GOOD),
         ]

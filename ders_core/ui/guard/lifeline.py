@@ -35,8 +35,9 @@ def watch(descriptor: int, end: Callable[[], None]) -> threading.Thread:
     """Call `end` in a thread of its own when the other end is closed."""
 
     def wait() -> None:
-        while os.read(descriptor, 1):
-            pass
+        with suppress(OSError):  # it was closed with something unread in it
+            while os.read(descriptor, 1):
+                pass
         end()
 
     thread = threading.Thread(target=wait, name="lifeline", daemon=True)

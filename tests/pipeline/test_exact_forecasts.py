@@ -1,0 +1,95 @@
+"""A forecast that says that its bytes are exact tells those that are written, or says nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.given_experts import MakeCheckpoint
+from support.shell import ders
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.compute.threads import threads_of_torch
+from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline import encoder as encoder_module
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.forecast import forecast
+from ders_core.pipeline.knowledge import encode_expert
+from ders_core.pipeline.plan import resolve
+from ders_core.recipe import Recipe
+
+STREAM = {"codec": "entropy", "bits": 2}
+TWO_STREAMS = {"codec": "chain", "stages": [STREAM, {"codec": "entropy", "bits": 1}]}
+BY_CHANCE = {"codec": "entropy", "bits": 1.3, "rounding": "unbiased", "gain": "auto"}
+
+
+def recipe(rule: dict[str, Any], **fields: Any) -> Recipe:
+    return Recipe.model_validate({"name": "exact", "seed": 3, "rules": [rule]} | fields)
+
+
+@pytest.fixture(scope="module")
+def large(checkpoint_of: MakeCheckpoint) -> Checkpoint:
+    """Matrices of so many values that torch would share out a sum of them to its threads."""
+    random = torch.Generator().manual_seed(4)
+    start = 0.02 * torch.randn(1, 256, 384, generator=random)
+    return checkpoint_of((start + 0.01 * torch.randn(3, 256, 384, generator=random)).bfloat16())
+
+
+@pytest.mark.parametrize("rule", [BY_CHANCE, {**STREAM, "gain": "least_squares"}, TWO_STREAMS])
+def test_threads_change_nothing(
+    large: Checkpoint, rule: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each matrix is encoded by operations of one thread, as `compress` does it."""
+    plan, encode, used = resolve(recipe(rule, base_codec=STREAM), large), encode_expert, set[int]()
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        used.add(torch.get_num_threads())
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(encoder_module, "encode_expert", spy)
+    told = []
+    for threads in (1, 2, 3, 7):  # one for each expert; more than there are experts
+        with threads_of_torch(threads):
+            told.append(forecast(plan, large))
+            assert torch.get_num_threads() == threads
+    assert told == [told[0]] * 4
+    assert used == {1}
+    report = compress(large.path, tmp_path / "out", plan.recipe)
+    assert [entry.bytes_after for entry in told[0].entries] == [
+        entry.bytes_after for entry in report.entries
+    ]
+    assert [entry.gain for entry in told[0].entries] == [entry.gain for entry in report.entries]
+    assert told[0].exact == (rule != TWO_STREAMS)
+    if told[0].exact:
+        assert told[0].bytes_after == report.bytes_after
+
+
+@pytest.mark.parametrize(
+    ("fields", "exact"),
+    [
+        ({"base_codec": STREAM}, True),
+        ({"base_codec": TWO_STREAMS}, False),
+        ({"base": "auto"}, False),
+        ({"base": {"clusters": "auto"}}, False),
+        ({"others": {"kinds": "attention", "codec": "lossless"}}, True),
+        ({"others": {"kinds": "attention", "codec": "lowrank", "energy": 0.9}}, False),
+    ],
+)
+def test_what_can_be_exact(
+    mixtral_dir: Path, tmp_path: Path, fields: dict[str, Any], exact: bool
+) -> None:
+    """With all rows and experts encoded; `ders plan --whole` says *about* elsewhere, and compares
+    with nothing that was not asked for."""
+    asked, source = recipe(BY_CHANCE, **fields), open_checkpoint(mixtral_dir)
+    told = forecast(resolve(asked, source), source)
+    assert told.exact == exact
+    file = tmp_path / "recipe.yaml"
+    file.write_text(asked.to_yaml())
+    line = ders("plan", mixtral_dir, "--recipe", file, "--whole").stdout
+    assert ("exactly" in line, "about" in line, "sample" in line) == (exact, not exact, False)
+    if exact:
+        report = compress(mixtral_dir, tmp_path / "out", asked)
+        assert told.bytes_after == report.bytes_after
+        assert f"exactly {report.bytes_after:,} bytes" in line
