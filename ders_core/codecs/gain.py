@@ -16,6 +16,7 @@ from pydantic import BeforeValidator
 from ders_core.codecs.codec import EncodeContext
 from ders_core.codecs.statistics import Expected
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.sent import sent
 from ders_core.compute.tensor_scale import tensor_scale_of
 from ders_core.later import torch
 
@@ -127,8 +128,7 @@ def best_gain(
     if context.curvature is not None and context.removal is not None:
         cost = context.curvature.cost(error, context.moments)
         removal = context.removal
-        best = removal / (removal + cost) if removal > 0 else 1.0
-        return torch.as_tensor(best, dtype=torch.float64, device=delta.device)
+        return removal / (removal + cost) if removal > 0 else torch.ones_like(cost)
     scale = tensor_scale_of(delta)
     energy = Metric().inner(delta, delta, scale)
     lost = Metric().inner(error, error, scale)
@@ -167,15 +167,17 @@ class Metric:
         """Σ weight · left · right / scale², a piece at a time: float64 `[]` on their device, which
         nothing waits for. scale: `[]`, a power of two."""
         total = torch.zeros((), dtype=torch.float64, device=left.device)
+        of_rows, of_columns = _on(self.rows, left.device), _on(self.columns, left.device)
         for rows in row_pieces(left.shape, chunk_values(left.device)):
             product = (left[rows].double() / scale) * (right[rows].double() / scale)
-            if self.columns is not None:
-                product = product * _on(self.columns, product)
-            if self.rows is not None:
-                product = product * _on(self.rows[rows], product).unsqueeze(1)
+            if of_columns is not None:
+                product = product * of_columns
+            if of_rows is not None:
+                product = product * of_rows[rows].unsqueeze(1)
             total += product.sum()
         return total
 
 
-def _on(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return weights.to(values.device, torch.float64)
+def _on(weights: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """The same in float64."""
+    return None if weights is None else sent(weights, device).double()

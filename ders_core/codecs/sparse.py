@@ -375,7 +375,7 @@ class Sparse(DeltaCodec):
     ) -> Tunable:
         """The kept values; of values in a few bits, their scales and levels."""
         stored, pieces = self._stored(parts, shape, context)
-        order, places = kept_places(stored, pieces)
+        order, places = kept_places(pieces, stored.device)
         coder = self._coder.tunable(parts)
         gain = self._decoding_gain(shape)
 

@@ -164,6 +164,7 @@ class PackedMatrices:
             parts = self._take(stack, "", group, number, stack.lengths)
             context = EncodeContext(stored, stack.seed(self.seed, number))
             with naming(self.place(stack, number)):
+                codec.check(parts, shape)
                 held = codec.held_parts(parts, shape, context)
             for part, tensor in held.items():
                 name = group.part_name(number, part)

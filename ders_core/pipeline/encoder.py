@@ -229,7 +229,8 @@ def store_bases(
     if not form.is_coded:
         return StoredBases(decomposition, form, {"base": Stacked.whole(base.cpu())})
     where = form.stacked.device_of(base.device)
-    known = known if where == base.device else known.on(where)
+    if where != base.device:  # what is known of single experts guides no base
+        known = replace(known, own=()).on(where)
     bases = list(base.to(where)) if stacked else [base.to(where)]
     zeros = torch.zeros_like(bases[0])
     codec = form.stacked.fit(lambda chosen: [bases[number].float() for number in chosen])

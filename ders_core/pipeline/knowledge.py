@@ -12,6 +12,7 @@ from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
 from ders_core.compute.checks import checked_later
+from ders_core.compute.sent import sent
 from ders_core.decompose.distortion import sums_of, sums_of_pieces
 from ders_core.errors import DersError
 from ders_core.later import torch
@@ -72,7 +73,7 @@ class Knowledge:
             self,
             inputs=inputs,
             guiding=inputs.believed if is_same else self.guiding.to(device),
-            own=tuple(each.to(device) for each in self.own),
+            own=tuple(sent(each, device) for each in self.own),
         )
 
     def base_context(

@@ -39,15 +39,16 @@ def on_cpu(encoded: Iterable[EncodedExpert]) -> Iterator[tuple[Parts, Losses]]:
 
 def tensors_on_cpu(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """The same, contiguous, on the CPU, in order. On a GPU the next ones are made before the first
-    are brought, up to `AT_ONCE`, but not while one of `LARGE` waits."""
-    waiting, held = list[torch.Tensor](), 0
+    are brought, but not while one of `LARGE` waits; those of the CPU wait for the ones before them.
+    All that waits is up to `AT_ONCE`, and a tensor more."""
+    waiting, held, is_any_there = list[torch.Tensor](), 0, False
     for tensor in tensors:
         waiting.append(tensor)
-        if tensor.device.type != "cpu":
-            held += tensor.nbytes
-        if not held or held >= AT_ONCE or tensor.nbytes >= LARGE:
+        held += tensor.nbytes
+        is_any_there |= tensor.device.type != "cpu"
+        if not is_any_there or held >= AT_ONCE or tensor.nbytes >= LARGE:
             yield from _emptied(waiting)
-            held = 0
+            held, is_any_there = 0, False
     yield from _emptied(waiting)
 
 

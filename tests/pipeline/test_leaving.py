@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -175,15 +176,38 @@ def test_damage_is_found_before_parts_go_to_the_device(fields: dict[str, Any]) -
         assert unpacked.cpu().isfinite().all()
 
 
-@pytest.mark.parametrize("is_weighed", [False, True])
-def test_levels_that_are_learnt_there_are_those_of_the_cpu(is_weighed: bool) -> None:
-    values, weights = gauss((40, 50), 1) ** 3, gauss((40, 50), 2).square() if is_weighed else None
+LOUD = torch.where(torch.arange(50) == 7, 1e6, 1.0).expand(40, 50)
+"""Weights of columns, of which one is far louder than the others; its values are small."""
+
+
+@pytest.mark.parametrize("weights", [None, gauss((40, 50), 2).square(), LOUD])
+def test_levels_that_are_learnt_there_are_those_of_the_cpu(weights: torch.Tensor | None) -> None:
+    values = gauss((40, 50), 1) ** 3
+    values[:, 7] /= 1000
     with counted_waits() as counted:
         there = weights if weights is None else weights.to(DEVICE)
         table = lloyd.learnt(values.to(DEVICE), 3, there)
         assert counted.total() == 0
         found = table.cpu()
     torch.testing.assert_close(found, lloyd.learnt(values, 3, weights), rtol=1e-4, atol=0)
+
+
+def test_what_is_on_the_cpu_waits_for_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many tensors of the CPU after a small one of the device, few are in memory."""
+    monkeypatch.setattr(leaving, "AT_ONCE", 100)
+    made = list[int]()
+
+    def tensors() -> Iterator[torch.Tensor]:
+        for number in range(30):
+            made.append(number)
+            tensor = torch.full((10,), number, dtype=torch.uint8)
+            yield tensor.to(DEVICE) if number == 0 else tensor
+
+    with counted_waits() as counted:
+        left = [(int(each[0]), len(made)) for each in leaving.tensors_on_cpu(tensors())]
+    assert [number for number, _ in left] == [*range(30)]
+    assert max(before - number for number, before in left) == 10
+    assert counted.total() == 1
 
 
 def test_few_experts_wait_on_the_device(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ import torch
 from support.messages import raises_saying
 from transformers import AutoModelForCausalLM
 
-from ders_core.codecs import Entropy
-from ders_core.errors import DersError
+from ders_core.codecs import Chain, Entropy, Quantized, Sparse
+from ders_core.errors import CodecError, DersError
 from ders_core.hf import load_model
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
@@ -37,14 +37,19 @@ def damage(request: pytest.FixtureRequest, packed: Path, tmp_path: Path) -> str:
     """Where a copy in `tmp_path` is damaged: one group's deltas, or its base."""
     damaged = tmp_path / "damaged"
     shutil.copytree(packed, damaged)
-    checkpoint = PackedCheckpoint(damaged)
+    prefix = damage_part(damaged, request.param)
+    return f"{damaged}: {prefix}{', expert ' if request.param == 'stream' else '.base: '}"
+
+
+def damage_part(directory: Path, part: str) -> str:
+    """Overwrite a part of the first group of a packed checkpoint; returns the group's prefix."""
+    checkpoint = PackedCheckpoint(directory)
     group = checkpoint.manifest.groups[0]
-    stream = checkpoint.store.tensors[f"{group.prefix}.{request.param}"]
-    with open(stream.file, "r+b") as file:
-        file.seek(stream.begin)
-        file.write(b"\xff" * (stream.end - stream.begin))
-    of_delta = request.param == "stream"
-    return f"{damaged}: {group.prefix}{', expert ' if of_delta else '.base: '}"
+    tensor = checkpoint.store.tensors[f"{group.prefix}.{part}"]
+    with open(tensor.file, "r+b") as file:
+        file.seek(tensor.begin)
+        file.write(b"\xff" * (tensor.end - tensor.begin))
+    return group.prefix
 
 
 def test_loading_whole_experts_names_the_place(damage: str, tmp_path: Path) -> None:
@@ -61,3 +66,15 @@ def test_computing_from_packed_experts_names_the_place(
 ) -> None:
     with raises_saying(DersError, damage, "damaged", "copy"), torch.inference_mode():
         load_model(tmp_path / "damaged", mode=mode)(torch.arange(3, 43)[None] % 90)
+
+
+def test_codes_beside_what_is_held_otherwise_are_checked(mixtral_dir: Path, tmp_path: Path) -> None:
+    """A stage of a chain stays as it is on disk, and a GPU does not look for damage there."""
+    chain = Chain(stages=(Sparse(drop_rate=0.9), Quantized(grid="ternary")))
+    compress(mixtral_dir, tmp_path / "packed", Recipe(name="chain", rules=(Rule(codec=chain),)))
+    prefix = damage_part(tmp_path / "packed", "1.codes")
+    packed = PackedCheckpoint(tmp_path / "packed")
+    group = packed.manifest.groups[0]
+    assert chain.held_form(group.shape[1:]) != chain
+    with raises_saying(CodecError, f"{prefix}, expert 0", "damaged", "copy"):
+        packed.matrices.held_codes(group)

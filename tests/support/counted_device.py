@@ -30,6 +30,12 @@ SIZED = (
     "aten::unique_consecutive",
     "aten::bincount",
 )
+SHAPED_AS = ("aten::expand_as", "aten::view_as", "aten::reshape_as")
+"""What stays where it is, wherever the tensor is whose shape it gets."""
+
+COPIES = ("aten::copy_", "aten::_to_copy")
+TOGETHER = ("aten::cat", "aten::stack")
+"""What takes not even a single number of the CPU beside tensors of the device."""
 
 
 class Far(torch.Tensor):
@@ -82,16 +88,18 @@ class _Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, names = func._schema.name, [each.name for each in func._schema.arguments]
         arguments = dict(zip(names, args, strict=False)) | (kwargs or {})
-        far = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Far)]
+        used = args[:1] if name in SHAPED_AS else (args, kwargs)
+        far = [each for each in tree_leaves(used) if isinstance(each, Far)]
         place = arguments.get("device")
+        if far and name not in COPIES:
+            _check_together(name, arguments)
         stays = bool(far) if place is None else torch.device(place) == DEVICE
         if name == "aten::copy_":
             stays = isinstance(args[0], Far)
         is_sized = name in SIZED or _masks(name, arguments) or _repeats(name, arguments)
         if far and (not stays or name in SCALARS or is_sized):
             self.counted[name] += 1
-        is_copied = any(isinstance(each, torch.Tensor) for each in args) and not far
-        if is_copied and stays and not arguments.get("non_blocking"):
+        if stays and _is_sent(name, arguments) and not arguments.get("non_blocking"):
             self.counted.sent[name] += 1
         near = tree_map_only(Far, lambda each: each.near, arguments)
         if place is not None:
@@ -112,13 +120,43 @@ class _Waits(TorchDispatchMode):
         return tree_map_only(torch.Tensor, far_of, result)
 
 
+def _check_together(name: str, arguments: dict[str, Any]) -> None:
+    """Raise what torch would on a GPU for a tensor of the CPU beside one of the device. A single
+    number of the CPU may be beside most, and so may indices of `[...]`."""
+    indices = _indices(name, arguments)
+    others = [each for each in arguments.values() if each is not indices]
+    least = 0 if name in TOGETHER else 1
+    if any(near.dim() >= least for near in _near(others)):
+        raise RuntimeError(f"Expected all tensors to be on the same device: {name}")
+
+
+def _is_sent(name: str, arguments: dict[str, Any]) -> bool:
+    """Whether it brings a tensor of the CPU to the device."""
+    if name == "aten::copy_":
+        return arguments["src"].dim() > 0 and not isinstance(arguments["src"], Far)
+    if any(isinstance(each, Far) for each in tree_leaves(arguments)):
+        return bool(_near(_indices(name, arguments)))
+    return bool(_near(arguments))
+
+
+def _near(arguments: Any) -> list[torch.Tensor]:
+    """The tensors of the CPU among them."""
+    tensors = [each for each in tree_leaves(arguments) if isinstance(each, torch.Tensor)]
+    return [each for each in tensors if not isinstance(each, Far)]
+
+
+def _indices(name: str, arguments: dict[str, Any]) -> Any:
+    """Of `[...]`; None for other operations."""
+    return arguments.get("indices") if "index" in name else None
+
+
 def _repeats(name: str, arguments: dict[str, Any]) -> bool:
     """Whether it asks how often, to know the size of the result."""
     return name == "aten::repeat_interleave" and arguments.get("output_size") is None
 
 
 def _masks(name: str, arguments: dict[str, Any]) -> bool:
-    indices = arguments.get("indices") if "index" in name else None
+    indices = _indices(name, arguments)
     return isinstance(indices, (list, tuple)) and any(
         each is not None and each.dtype == torch.bool for each in indices
     )
@@ -134,13 +172,15 @@ class Inline(Executor):
 
 
 class _Made(TorchFunctionMode):
-    """`torch.tensor` makes what is on a device without the operations that a mode sees."""
+    """`torch.tensor` and `as_tensor` make what is on a device without the operations that a mode
+    sees."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.tensor and kwargs.get("device") is not None:
+        makes = func is torch.tensor or func is torch.as_tensor
+        if makes and kwargs.get("device") is not None and not isinstance(args[0], torch.Tensor):
             return func(*args, **kwargs | {"device": "cpu"}).to(kwargs["device"])
         return func(*args, **kwargs)
 

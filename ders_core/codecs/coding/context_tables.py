@@ -25,14 +25,15 @@ RARE, FAR, NONE = (SPECIAL + (number << 40) for number in range(3))
 
 @dataclass(frozen=True)
 class WriteTables:
-    """head: uint8, as the stream has it. code_bytes: what the usual and the rare cells take at
-    least, float64 `[CONTEXTS]`. eighths: of bits, that they take with these tables, and no less."""
+    """head: uint8, as the stream has it. code_logs: what the usual and the rare cells take at
+    least, as of `frequencies.row_logs`. eighths: of bits, that they take with these tables, and no
+    less."""
 
     split: Split
     usual: CellsToPush
     rare: CellsToPush
     head: np.ndarray
-    code_bytes: np.ndarray
+    code_logs: np.ndarray
     eighths: int
     takes_bits: bool
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from ders_core.codecs.coding.context_tables import FARTHEST
 from ders_core.codecs.coding.difference_tables import read_tables, written_tables
 from ders_core.codecs.coding.differences import PIECE, Base, bits_of
+from ders_core.codecs.coding.frequencies import LOG_BITS
 from ders_core.codecs.coding.level_stream import NOTHING_CODED, lanes_log2_of
-from ders_core.codecs.coding.rans import MOST_LANES_LOG2, Popper, Pusher
+from ders_core.codecs.coding.rans import MOST_CELLS, MOST_LANES_LOG2, Popper, Pusher
 from ders_core.codecs.coding.signed import signed, unsigned
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.codecs.coding.weights_read import Coded, read_onto
@@ -24,13 +25,15 @@ FAR_BYTES = 5
 
 def write(form: int, weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
     """uint8 `[n]`, the first of which is `form`; None if it would take as many bytes as the
-    weights. Both: floats `[n]` on the CPU."""
+    weights, or more cells than have numbers. Both: floats `[n]` on the CPU."""
     start, bits = Base(base), bits_of(weight)
     lows = _lows(*start.distances(bits))
     tables = written_tables(lows, start.codes(bits, lows, FARTHEST))
     split = tables.split
-    taken = tables.code_bytes.sum() + split.noise_bits / 8
-    if taken + FAR_BYTES * split.far_count >= weight.nbytes:
+    taken = (int(tables.code_logs.sum()) >> LOG_BITS) + split.noise_bits
+    if taken + 8 * FAR_BYTES * split.far_count >= 8 * weight.nbytes:
+        return None
+    if tables.rare.info.size > MOST_CELLS:  # of usual ones there cannot be more
         return None
     parts = start.split(bits, split)
     writer = Writer()

@@ -13,15 +13,15 @@ from ders_core.codecs.coding.context_tables import (
     WriteTables,
 )
 from ders_core.codecs.coding.differences import CONTEXTS, Split
-from ders_core.codecs.coding.frequencies import eighths
+from ders_core.codecs.coding.frequencies import eighths, log_table
 from ders_core.codecs.coding.level_tables import RARE as RARE_SHARE
-from ders_core.codecs.coding.rans import BITS, MOST_BITS, CellsToPop, CellsToPush
+from ders_core.codecs.coding.rans import BITS, MOST_BITS, MOST_CELLS, CellsToPop, CellsToPush
 from ders_core.codecs.coding.stream import MOST_DIGITS, Reader
 from ders_core.compute import kernels
 from ders_core.later import np
 
-MOST_CELLS = CONTEXTS * (2 * FARTHEST + 2)
-"""Of usual or of rare levels."""
+ROOM = CONTEXTS * (2 * FARTHEST + 2)
+"""For the cells of usual or of rare levels."""
 
 NUMBER_BYTES = 3
 """Of a frequency, twice and one more."""
@@ -35,8 +35,8 @@ def written_tables(lows: np.ndarray, counts: np.ndarray) -> WriteTables:
     from ders_core.compute.kernels import context_tables as loops
 
     lows, firsts, spans = lows.copy(), np.empty_like(lows), np.empty_like(lows)
-    code = np.empty(CONTEXTS, np.float64)
-    counted = loops.windows(counts, COARSER, lows, firsts, spans, code)
+    code = np.empty(CONTEXTS, np.int64)
+    counted = loops.windows(counts, COARSER, log_table(), lows, firsts, spans, code)
     room, width = int(spans.sum()) + 2 * CONTEXTS, counted.shape[1] + 1
     info, rare_info = np.empty((2, room), np.uint32)
     inverse, rare_inverse = np.empty((2, room), np.uint64)
@@ -68,10 +68,10 @@ def read_tables(reader: Reader) -> ReadTables:
     lows, cells = np.empty(CONTEXTS, np.int64), np.empty(4, np.int64)
     slots = np.empty((CONTEXTS, 1 << BITS), np.uint16)
     rare_slots = np.empty((CONTEXTS, 1 << MOST_BITS), np.uint16)
-    info, rare_info = np.empty((2, MOST_CELLS), np.uint32)
-    uppers, rare_uppers = np.empty((2, MOST_CELLS), np.int64)
+    info, rare_info = np.empty((2, ROOM), np.uint32)
+    uppers, rare_uppers = np.empty((2, ROOM), np.int64)
     rare = rare_slots, rare_info, rare_uppers
-    most = MOST_LOW, FARTHEST, BITS, MOST_BITS
+    most = MOST_LOW, FARTHEST, BITS, MOST_BITS, MOST_CELLS
     reader.lend(lambda data, at: take(data, at, *most, lows, slots, info, uppers, *rare, cells))
     usual_count, rare_count, several, several_rare = cells.tolist()
     return ReadTables(

@@ -3,6 +3,7 @@ that every machine finds the same."""
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 from ders_core.later import np
@@ -47,6 +48,41 @@ def _ends_of_eighths() -> np.ndarray:
 def eighths(numbers: np.ndarray) -> np.ndarray:
     """⌊8 · log2⌋ of numbers from 1 to 2^16, exactly; 0 of 0."""
     found: np.ndarray = np.searchsorted(_ends_of_eighths(), numbers, "right")
+    return found
+
+
+LOG_BITS, STEP_BITS, LOGGED_BITS = 24, 12, 40
+"""Of logarithms: bits after the point; steps of an octave in the table, as a power of two; and bits
+of the numbers that they are of."""
+
+
+@cache
+def log_table() -> np.ndarray:
+    """int64: log2 of each step from 1 to 2, in units of 2^−LOG_BITS. None is so near to half a unit
+    that a machine could round it to another integer."""
+    steps = 1 << STEP_BITS
+    logs = [math.log2(1 + step / steps) for step in range(steps + 1)]
+    return np.array([round(log * (1 << LOG_BITS)) for log in logs], dtype=np.int64)
+
+
+def logarithms(numbers: np.ndarray) -> np.ndarray:
+    """log2 of int64 from 1 to 2^LOGGED_BITS, in units of 2^−LOG_BITS and to about one of them:
+    between the steps of the table as on a straight line."""
+    octave = np.frexp(numbers.astype(np.float64))[1].astype(np.int64) - 1  # exact, of integers
+    places = numbers << LOGGED_BITS - octave
+    fine_bits, table = LOGGED_BITS - STEP_BITS, log_table()
+    step, fine = (places >> fine_bits) - (1 << STEP_BITS), places & (1 << fine_bits) - 1
+    between = (table[step + 1] - table[step]) * fine >> fine_bits
+    found: np.ndarray = (octave << LOG_BITS) + table[step] + between
+    return found
+
+
+def row_logs(counts: np.ndarray) -> np.ndarray:
+    """n·H of each row of int64 `[rows, symbols]`, in units of 2^−LOG_BITS bits: int64 `[rows]`. A
+    row has at most 2^33 entries."""
+    rows, symbols = np.nonzero(counts)
+    used, totals, found = counts[rows, symbols], counts.sum(1), np.zeros(len(counts), np.int64)
+    np.add.at(found, rows, used * (logarithms(totals[rows]) - logarithms(used)))
     return found
 
 

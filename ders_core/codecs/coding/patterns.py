@@ -49,16 +49,19 @@ def encode_pattern(places: torch.Tensor, block: int) -> torch.Tensor:
 def decode_pattern(packed: torch.Tensor, blocks: int, kept: int, block: int) -> torch.Tensor:
     """The inverse of `encode_pattern`. Raises CodecError if `packed` is damaged and on the CPU (see
     `Codec.check`)."""
-    if packed.device.type == "cpu":
-        check_patterns(packed, blocks, kept, block)
     numbers, places = _unpacked(packed, blocks, kept, block), _places(kept, block, packed.device)
+    if numbers.device.type == "cpu":
+        _check_numbers(numbers, len(places))
     return places[numbers.long().clamp_max(len(places) - 1)]
 
 
 def check_patterns(packed: torch.Tensor, blocks: int, kept: int, block: int) -> None:
     """Raise CodecError for numbers of `blocks` patterns that are no such."""
-    numbers = _unpacked(packed, blocks, kept, block)
-    if numbers.numel() and int(numbers.max()) >= math.comb(block, kept):
+    _check_numbers(_unpacked(packed, blocks, kept, block), math.comb(block, kept))
+
+
+def _check_numbers(numbers: torch.Tensor, patterns: int) -> None:
+    if numbers.numel() and int(numbers.max()) >= patterns:
         raise CodecError("the stored patterns are damaged; copy the file again")
 
 

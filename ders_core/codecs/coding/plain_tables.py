@@ -15,9 +15,9 @@ from ders_core.codecs.coding.context_tables import (
     WriteTables,
 )
 from ders_core.codecs.coding.differences import CONTEXTS, Split
-from ders_core.codecs.coding.frequencies import row_bytes
+from ders_core.codecs.coding.frequencies import LOG_BITS, row_logs
 from ders_core.codecs.coding.level_tables import LevelTables, eighths_of
-from ders_core.codecs.coding.rans import BITS, MOST_BITS, CellsToPop, CellsToPush, Table
+from ders_core.codecs.coding.rans import BITS, MOST_BITS, MOST_CELLS, CellsToPop, CellsToPush, Table
 from ders_core.codecs.coding.signed import signed, unsigned
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.later import np
@@ -48,6 +48,8 @@ class Cells:
         return CellsToPush(self._bits, self._info, inverse)
 
     def to_pop(self) -> CellsToPop:
+        if self.symbols.size > MOST_CELLS:
+            raise damaged()
         widest = max(len(table.frequencies) for table in self._tables)
         pairs = zip(self._tables, self.numbers(widest), strict=True)
         slots = np.stack([cells[table.slots].astype(np.uint16) for table, cells in pairs])
@@ -95,7 +97,7 @@ def written_tables(lows: np.ndarray, counts: np.ndarray) -> WriteTables:
     eighths = sum(eighths_of(row, table) for row, table in pairs if table is not None)
     takes_bits = not (usual.alone and rare.alone)
     head = writer.tensor().numpy()
-    code = row_bytes(counts)
+    code = row_logs(counts)
     return WriteTables(split, usual.to_push(), rare.to_push(), head, code, eighths, takes_bits)
 
 
@@ -135,7 +137,8 @@ def _coarsened(lows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
     best, entries = np.full(len(lows), np.iinfo(np.int64).max), counts.sum(1)
     for more in range(COARSER + 1):
         used = np.count_nonzero(counts, axis=1)
-        taken = (row_bytes(counts) + entries * more / 8).astype(np.int64) + used + used // 2
+        taken = row_logs(counts) + (entries * more << LOG_BITS) >> LOG_BITS + 3
+        taken += used + used // 2
         better = taken < best
         best = np.where(better, taken, best)
         chosen_lows = np.where(better, lows + more, chosen_lows)

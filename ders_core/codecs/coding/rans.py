@@ -26,6 +26,9 @@ BITS = 12
 MOST_BITS = 14
 """States have at least two bits more, so that rounding costs nothing to speak of."""
 
+MOST_CELLS = 1 << 16
+"""Of several tables: so many have numbers of their own."""
+
 START = 1 << 16
 """The state of each lane before anything is pushed: the least that a lane may have."""
 
@@ -73,7 +76,7 @@ class Table:
 @dataclass(frozen=True)
 class CellsToPush:
     """Several tables of as many bits: which one a symbol has, its context says. Their symbols of a
-    frequency above 0 are *cells*, counted from one table to the next; there are at most 2^16.
+    frequency above 0 are *cells*, counted from one table to the next; there are at most MOST_CELLS.
 
     info: uint32 `[cells]`, inverse: uint64 `[cells]`, as of a table.
     """

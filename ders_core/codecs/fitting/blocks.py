@@ -54,7 +54,6 @@ def column_weights(importance: torch.Tensor | None, device: torch.device) -> tor
     known. Where all are zero, each is 1."""
     if importance is None:
         return None
-    there = importance if importance.device == device else sent(importance, device)
-    power = there.float().clamp_min(0)
+    power = sent(importance, device).float().clamp_min(0)
     mean = power.mean()
     return torch.where(mean > 0, power / mean, 1.0).clamp_min(1e-6).unsqueeze(0)

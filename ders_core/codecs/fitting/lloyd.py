@@ -17,8 +17,9 @@ SWEEPS = 60
 SUM_BITS = 62
 """Of a sum of integers."""
 
-WEIGHT_BITS = 16
-"""Of a value's weight among integers."""
+HALF_BITS = 16
+"""Of half of a value's weight among integers: halves are summed up apart, so there is room for a
+weight of twice as many bits, and a column 10⁶ times as loud as the others does not silence them."""
 
 
 def learnt(values: torch.Tensor, bits: int, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -26,7 +27,8 @@ def learnt(values: torch.Tensor, bits: int, weights: torch.Tensor | None = None)
     their device.
 
     values: float32, any shape. weights: of each value's error, of the same shape. The result is the
-    same each time, and on every device but for the last digits of sums in float64.
+    same each time, and on every device but for the last digits of sums in float64, and of weights:
+    on a GPU they are multiples of 2⁻³² of the heaviest, and at least one where they are above 0.
     """
     flat = values.reshape(-1)
     if not flat.numel():
@@ -110,24 +112,31 @@ def _of_integers(
     flat: torch.Tensor, share: torch.Tensor | None, low: torch.Tensor, fine: torch.Tensor
 ) -> Histogram:
     """The same of values that are rounded to multiples of a power of two, a piece at a time."""
-    weight_bits = 0 if share is None else WEIGHT_BITS
-    bits = SUM_BITS - weight_bits - len(flat).bit_length()
+    bits = SUM_BITS - (0 if share is None else HALF_BITS) - len(flat).bit_length()
     step = _power_of_two(torch.frexp(flat.abs().amax()).exponent - bits)
     unit = torch.ones_like(step)
     if share is not None:
         heaviest = share.amax().double()
-        unit = torch.where(heaviest > 0, heaviest, 1.0) / 2**weight_bits
-    sums = torch.zeros(2, HISTOGRAM_BINS, dtype=torch.int64, device=flat.device)
+        unit = torch.where(heaviest > 0, heaviest, 1.0) / 4**HALF_BITS
+    sums = torch.zeros(2, 2, HISTOGRAM_BINS, dtype=torch.int64, device=flat.device)
     length = chunk_values(flat.device)
     for number, values in enumerate(flat.split(length)):
         place, steps = _bins(values, low, fine), (values.double() / step).round().long()
-        heavy = torch.ones_like(place)
+        halves = [torch.ones_like(place)]
         if share is not None:
-            heavy = (share[number * length :][:length].double() / unit).round().long()
-        sums[0].scatter_add_(0, place, heavy)
-        sums[1].scatter_add_(0, place, heavy * steps)
-    mass, total = sums.double()
-    return Histogram(mass * unit, total * step * unit)
+            whole = _whole(share[number * length :][:length].double() / unit)
+            halves = [whole & (1 << HALF_BITS) - 1, whole >> HALF_BITS]
+        for half, (mass, total) in zip(halves, sums, strict=False):
+            mass.scatter_add_(0, place, half)
+            total.scatter_add_(0, place, half * steps)
+    lower, upper = sums.double()
+    mass, total = (lower + upper * 2**HALF_BITS) * unit
+    return Histogram(mass, total * step)
+
+
+def _whole(weights: torch.Tensor) -> torch.Tensor:
+    """Rounded to int64; those above 0 are at least 1."""
+    return torch.maximum(weights.round().long(), (weights > 0).long())
 
 
 def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,8 @@ def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Leve
         if after < 0:
             scale = spread * SPREADS[number]
         elif after < len(SHRINKS):
-            scale = (SHRINKS[after] / levels.outermost).float().expand_as(largest)
+            share = (SHRINKS[after] / levels.outermost).float()  # on the CPU, if levels are
+            scale = torch.ones_like(largest) * share
         else:
             scale = best * NEARS[after - len(SHRINKS)]
         fitted, error = _fitted(unit, heavy, levels, scale, energy)

@@ -68,9 +68,9 @@ def placed(
         begin += places.numel()
 
 
-def kept_places(values: torch.Tensor, pieces: Places) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers of the values whose place is not −1, and these places: int64."""
-    nothing = torch.empty(0, dtype=torch.int64, device=values.device)
+def kept_places(pieces: Places, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of the values whose place is not −1, and these places: int64. device: theirs."""
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
     places = torch.cat([nothing, *pieces])
     numbers = at_least(places, 0)
     return numbers, places[numbers]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ders_core.codecs.codec import EncodeContext, Parts
 from ders_core.codecs.delta_entries import Entries
 from ders_core.codecs.selection.placing import Places
+from ders_core.compute.sent import sent
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
@@ -82,4 +83,4 @@ def weighed_magnitudes(delta: torch.Tensor, context: EncodeContext) -> torch.Ten
 
 
 def _roots(weights: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return weights.to(device).clamp_min(0).sqrt()
+    return sent(weights, device).clamp_min(0).sqrt()

@@ -93,6 +93,7 @@ def take(
     farthest: int,
     bits: int,
     rare_bits: int,
+    most_cells: int,
     lows: np.ndarray,
     slots: np.ndarray,
     info: np.ndarray,
@@ -106,8 +107,9 @@ def take(
     `float_differences.read`; returns where what comes after the tables begins, −1 if they are none.
 
     stream: uint8 `[n]`, where tables begin at `at`. Low bits are at most `most_low`, and upper
-    parts of levels between −farthest and farthest. rare_slots are 0 before. cells: int64 `[4]`,
-    gets how many usual and rare cells there are, and how many contexts have several of each."""
+    parts of levels between −farthest and farthest; there are at most `most_cells` of each kind.
+    cells: int64 `[4]`, gets how many usual and rare cells there are, and how many contexts have
+    several of each."""
     cells[:] = 0
     room, rare_room = np.empty(2 * farthest + 2, np.int64), np.empty(2 * farthest + 2, np.int64)
     for number in range(lows.size):
@@ -134,4 +136,4 @@ def take(
         made = put_slots(rare, first, low, cells[1], rare_info, rare_uppers, more)
         cells[1] += made
         cells[3] += made > 1
-    return at
+    return at if max(cells[0], cells[1]) <= most_cells else -1

@@ -7,25 +7,41 @@ column. A *cell* is a symbol of a frequency above 0; they are counted from one c
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ders_core.compute.kernels.loop import loop, part_apart
 
+LOG_BITS, STEP_BITS, LOGGED_BITS = 24, 12, 40
+"""Of `codecs.coding.frequencies`, as are logs, the table of logarithms."""
+
 
 @part_apart
-def code_bytes(inside: np.ndarray, far: int) -> float:
-    """What symbols of these counts, int64 `[symbols]` and one more, take at least."""
-    total, bits = far, 0.0
+def logarithm(number: int, logs: np.ndarray) -> int:
+    """`codecs.coding.frequencies.logarithms` of one number."""
+    octave = 0
+    while number >> octave > 1:
+        octave += 1
+    place, fine_bits = number << LOGGED_BITS - octave, LOGGED_BITS - STEP_BITS
+    step, fine = (place >> fine_bits) - (1 << STEP_BITS), place & (1 << fine_bits) - 1
+    between = (logs[step + 1] - logs[step]) * fine >> fine_bits
+    return int((octave << LOG_BITS) + logs[step] + between)
+
+
+@part_apart
+def code_logs(inside: np.ndarray, far: int, logs: np.ndarray) -> int:
+    """`codecs.coding.frequencies.row_logs` of counts, int64 `[symbols]` and one more."""
+    total, taken = far, 0
     for count in inside:
         total += count
+    if total == 0:
+        return 0
+    whole = logarithm(total, logs)
     for count in inside:
         if count > 0:
-            bits += count * math.log2(total / count)
+            taken += count * (whole - logarithm(count, logs))
     if far > 0:
-        bits += far * math.log2(total / far)
-    return bits / 8
+        taken += far * (whole - logarithm(far, logs))
+    return taken
 
 
 @part_apart
@@ -39,18 +55,20 @@ def halved(first: int, inside: np.ndarray) -> np.ndarray:
 
 
 @part_apart
-def coarsened(first: int, inside: np.ndarray, far: int, coarser: int) -> tuple[int, float]:
-    """(how many low bits more make the stream smallest, the bytes of its code then)."""
-    entries, chosen, code = far, 0, 0.0
+def coarsened(
+    first: int, inside: np.ndarray, far: int, coarser: int, logs: np.ndarray
+) -> tuple[int, int]:
+    """(how many low bits more make the stream smallest, the `code_logs` of its code then)."""
+    entries, chosen, code = far, 0, 0
     for count in inside:
         entries += count
-    best = np.int64(np.iinfo(np.int64).max)
+    best = int(np.iinfo(np.int64).max)
     for more in range(coarser + 1):
         used = int(far > 0)
         for count in inside:
             used += int(count > 0)
-        taken = code_bytes(inside, far)
-        whole = np.int64(taken + entries * more / 8) + used + used // 2
+        taken = code_logs(inside, far, logs)
+        whole = (taken + (entries * more << LOG_BITS) >> LOG_BITS + 3) + used + used // 2
         if whole < best:
             chosen, code, best = more, taken, whole
         inside = halved(first, inside)
@@ -192,15 +210,16 @@ def code_eighths(
 def windows(
     counts: np.ndarray,
     coarser: int,
+    logs: np.ndarray,
     lows: np.ndarray,
     firsts: np.ndarray,
     spans: np.ndarray,
     code: np.ndarray,
 ) -> np.ndarray:
     """How often each level comes: int64 `[contexts, levels]`, the last one of a context for what is
-    far. Fills firsts and spans, as of `float_counts.split`, and code, float64 `[contexts]`, the
-    bytes of its code; adds up to `coarser` to lows, which says how many low bits are noise; counts
-    are overwritten."""
+    far. Fills firsts and spans, as of `float_counts.split`, and code, int64 `[contexts]`, the
+    `code_logs` of each; adds up to `coarser` to lows, which says how many low bits are noise;
+    counts are overwritten."""
     middle = counts.shape[1] // 2
     for number in range(counts.shape[0]):
         row, begin, end = counts[number], 0, 0
@@ -209,7 +228,7 @@ def windows(
                 begin = begin if end > 0 else place
                 end = place + 1
         first, inside = begin - middle, row[begin:end].copy()
-        more, code[number] = coarsened(first, inside, row[2 * middle], coarser)
+        more, code[number] = coarsened(first, inside, row[2 * middle], coarser, logs)
         for _ in range(more):
             inside = halved(first, inside)
             first >>= 1
