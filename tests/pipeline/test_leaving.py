@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.codec_support import gauss
 from support.counted_device import DEVICE, Waits, counted_waits
-from support.gate_experts import gates, write_experts
+from support.gate_experts import gates, write_each
 from support.messages import raises_saying
 
 from ders_core.codecs import CODECS, Codec, EncodeContext, make_codec
@@ -55,7 +55,8 @@ EXAMPLES = [
     for codec in examples_of(cls)
     if codec.needs_of_calibration == "nothing"
 ]
-"""Of every codec. None needs the host for each expert, but those that the CPU codes altogether."""
+"""Of every codec. None asks the host for each expert, but those that the CPU codes altogether; that
+torch's solvers wait, as low rank's do, this device does not see."""
 
 CODED_BASES: list[dict[str, Any]] = [
     {"codec": "quantized", "grid": "ternary", "gain": "auto"},
@@ -65,10 +66,7 @@ CODED_BASES: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("leaving")
-    for count in (FEW, MANY):
-        write_experts(place / str(count), count)
-    return place
+    return write_each(tmp_path_factory.mktemp("leaving"), (FEW, MANY))
 
 
 def encoded(

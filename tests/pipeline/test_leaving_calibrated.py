@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from support.counted_device import DEVICE, Waits, counted_waits
-from support.gate_experts import gates, write_experts
+from support.gate_experts import gates, write_each
 from support.messages import raises_saying
 
 from ders_core.checkpoint import ExpertGroup
@@ -63,10 +63,7 @@ if LONG:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("calibrated")
-    for count in (FEW, MANY):
-        write_experts(place / str(count), count)
-    return place
+    return write_each(tmp_path_factory.mktemp("calibrated"), (FEW, MANY))
 
 
 def known_of(group: ExpertGroup, kind: str) -> Knowledge:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -26,6 +27,13 @@ def write_experts(directory: Path, count: int) -> None:
     save_file(tensors, directory / "model.safetensors")
     config = {"model_type": "mixtral", "num_local_experts": count}
     (directory / "config.json").write_text(json.dumps(config))
+
+
+def write_each(place: Path, counts: Iterable[int]) -> Path:
+    """One with so many experts for each count, in a directory of that name; returns the place."""
+    for count in counts:
+        write_experts(place / str(count), count)
+    return place
 
 
 def gates(place: Path) -> ExpertGroup:
