@@ -22,7 +22,7 @@ import torch
 from kernels import seconds
 
 import ders_core
-from ders_core.analysis.krylov import head
+from ders_core.analysis import head as heads
 from ders_core.codecs import DeltaCodec, EncodeContext, LowRank, Quantized
 from ders_core.codecs.fitting import gptq, metric
 from ders_core.compute.krylov import Dense
@@ -83,7 +83,7 @@ def cases(delta: torch.Tensor, moments: torch.Tensor) -> dict[str, Case]:
             float(WEIGHTS) * WIDTH,
         ),
         "head of a spectrum; svdvals": Case(
-            lambda: torch.from_numpy(head(delta)),
+            lambda: torch.from_numpy(heads.head(delta)),
             lambda: torch.linalg.svdvals(delta)[:DIRECTIONS],
             lambda values: float(values.double().norm()),
         ),
@@ -94,9 +94,9 @@ def counted(work: Work) -> float:
     """Operations of the products with a matrix in memory, and with the triangle of a metric."""
     operations = list[float]()
 
-    def counting(product: Product, of_a_column: float) -> Product:
+    def counting(product: Product, of_a_vector: float, axis: int = 1) -> Product:
         def product_of(matrix: Any, block: torch.Tensor) -> torch.Tensor:
-            operations.append(of_a_column * block.shape[1])
+            operations.append(of_a_vector * block.shape[axis])
             return product(matrix, block)
 
         return product_of
@@ -105,6 +105,8 @@ def counted(work: Work) -> float:
     with (
         patch.object(Dense, "times", counting(Dense.times, whole)),
         patch.object(Dense, "back", counting(Dense.back, whole)),
+        patch.object(heads, "with_rows", counting(heads.with_rows, whole, 0)),
+        patch.object(heads, "with_columns", counting(heads.with_columns, whole, 0)),
         patch.object(metric, "times_lower", counting(times_lower, triangle)),
         patch.object(metric, "back_lower", counting(back_lower, triangle)),
     ):

@@ -159,10 +159,11 @@ def analyses(bench: Bench) -> None:
         bench.timed(plainly, READING, analysed("none", "2"), read, bench.layers)
     if bench.has(heads):
         cost, one = analysed("head", "2"), f"{heads}, 1 thread"
-        bench.timed(heads, HEADS, cost, read, bench.layers)
+        products = operations(heads, bench.experts, cost.result)
+        bench.timed(heads, HEADS, cost, read, bench.layers, products)
         if bench.has(one):
             single = analysed("head", "1")
-            bench.timed(one, REPORT, single, read, bench.layers)
+            bench.timed(one, REPORT, single, read, bench.layers, products)
             two_threads(bench, heads, single, cost)
 
 

@@ -14,7 +14,8 @@ from processes import report
 from torch.nn.functional import cosine_similarity
 from upcycled import HIDDEN, SHAPES, weight_files
 
-from ders_core.analysis import analyze
+from ders_core.analysis import Spectra, analyze
+from ders_core.analysis import head as heads
 from ders_core.analysis.krylov import curve, product_dtype
 from ders_core.analysis.similarity import group_statistics
 from ders_core.analysis.summary import summarize
@@ -29,6 +30,8 @@ from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
+
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 ANALYSIS = "analysis"
 SMALL_MODEL = Path("small", "model")
@@ -61,9 +64,7 @@ def recipe_of(name: str, source: Path) -> Recipe:
 def one(what: str, place: Path, rest: list[str]) -> None:
     match what, rest:
         case "analyze", [spectra, threads, device]:
-            checkpoint = open_checkpoint(place)
-            with Engine(int(threads), device=device):
-                report(lambda: len(analyze(checkpoint, spectra=spectra, device=device).groups))  # type: ignore[arg-type]
+            report(lambda: analysed(place, spectra, int(threads), device))  # type: ignore[arg-type]
         case "compress", [name, threads, device, out]:
             report(lambda: compressed(place, Path(out), name, int(threads), device))
         case "synthesize", [threads, device, out]:
@@ -89,6 +90,26 @@ def one(what: str, place: Path, rest: list[str]) -> None:
             report(lambda: PARTS[what, how](delta))
         case _:
             raise SystemExit(f"{what} {rest} is nothing to measure")
+
+
+def analysed(place: Path, spectra: Spectra, threads: int, device: str) -> int:
+    """How many vectors the products with whole deltas had, all together: of heads of spectra."""
+    vectors: list[int] = []
+
+    def counting(product: Product) -> Product:
+        def counted(matrix: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+            vectors.append(len(block))
+            return product(matrix, block)
+
+        return counted
+
+    with (
+        patch.object(heads, "with_rows", counting(heads.with_rows)),
+        patch.object(heads, "with_columns", counting(heads.with_columns)),
+        Engine(threads, device=device),
+    ):
+        analyze(open_checkpoint(place), spectra=spectra, device=device)
+    return sum(vectors)
 
 
 def compressed(place: Path, out: Path, name: str, threads: int, device: str) -> int:
@@ -196,8 +217,8 @@ PARTS: Mapping[tuple[str, str], Callable[[torch.Tensor], float]] = {
 
 
 def operations(name: str, experts: int, columns: int) -> float:
-    """Floating-point operations of the products of matrices that a recipe is made of, for one
-    layer; 0 where it has none. columns: as of `compressed`."""
+    """Floating-point operations of the products of matrices that a recipe, or the heads of spectra,
+    are made of; 0 where there are none. columns: as of `compressed` or `analysed`."""
     if name == CALIBRATED:  # column by column, in gate and up
         return float(2 * experts) * SHAPES["w1"][0] * HIDDEN * HIDDEN
     return 2.0 * SHAPES["w1"][0] * SHAPES["w1"][1] * columns

@@ -1,4 +1,4 @@
-"""The strongest singular values of a large matrix, and the density of all, without an SVD.
+"""All singular values of a large matrix, estimated without an SVD.
 
 A block of random vectors and its images under ΔᵀΔ span a Krylov space; the singular values of Δ
 there approach its largest ones from below (Musco and Musco 2015), and the start block's weights on
@@ -8,11 +8,9 @@ chapter 5; Ubaru, Chen and Saad 2017).
 
 from __future__ import annotations
 
+from ders_core.analysis.head import HEAD
 from ders_core.compute.krylov import Dense, Krylov
 from ders_core.later import np, torch
-
-HEAD = 16
-"""How many of the largest singular values `head` computes."""
 
 BLOCK, STEPS = 32, 8
 """Of the whole curve, usually: 256 products with Δ and Δᵀ each."""
@@ -22,11 +20,8 @@ MORE_STEPS, MOSTLY, NEARLY = 20, 0.3, 0.05
 MOSTLY of the values seem to be nothing, below NEARLY of the last of the head: a delta of low rank,
 whose null space the first steps do not part from its smallest values."""
 
-HEAD_STEPS, SETTLED, SAFETY, ROUNDING = 10, 0.005, 5, 1e-6
-"""The head is done when no value has grown by more than this share in a step, or when that much is
-SAFETY times what it still misses if its growth goes on as a geometric series, or by no more than
-ROUNDING of the largest, which products in float32 make of nothing; but after this many steps at the
-latest. The curve has all of delta when no larger share of its energy is missing."""
+SETTLED = 0.005
+"""The curve has all of delta when no larger share of its energy is missing."""
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
@@ -36,40 +31,21 @@ def product_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if quick else torch.float32
 
 
-def head(delta: torch.Tensor) -> np.ndarray:
-    """The HEAD largest singular values of `[m, n]` in `product_dtype`, descending, float64.
-
-    Within SETTLED or so of each: below 0.1 % where they stand out from the others, about 1 % where
-    the spectrum is flat.
-    """
-    space = Krylov(Dense(delta), BLOCK, seed=0)
-    sigma = grown = np.zeros(HEAD)
-    for step in range(HEAD_STEPS):
-        space.grow()
-        before, sigma = sigma, space.values()[0][:HEAD].numpy()
-        grown_before, grown = grown, sigma - before
-        slower = grown_before - grown
-        missing = np.divide(grown**2, slower, out=np.full(HEAD, np.inf), where=slower > 0)
-        near = np.maximum(SETTLED * sigma, ROUNDING * sigma[0])
-        if step and bool(((grown <= near) | (SAFETY * missing <= near)).all()):
-            break
-    return sigma
-
-
 def curve(delta: torch.Tensor, energy: float) -> np.ndarray:
     """Estimate all min(m, n) singular values of `[m, n]` in `product_dtype`, descending, float64.
 
     energy: Σσ², which the estimate has exactly. Neither side of delta is shorter than
     BLOCK · STEPS.
 
-    The HEAD largest values are as `head` finds them; the others follow the density: cumulative
-    energy is within 1 % of the whole. The effective rank hangs on the smallest values. Where the
-    spectrum has a floor of noise, as rounded weights give it, it is within 2 %; in bfloat16 within
-    7 % if that noise has only 1 % of the energy. Where the spectrum falls steeply, it is up to 12 %
-    too high. Values that rounding delta and its products could have made are zero: about those
-    below 1 % of √(Σσ² / min(m, n)) in bfloat16, 1e-5 of it in float32. So the effective rank is
-    within 1 % for a delta of exactly low rank, up to 12 · BLOCK if at least MOSTLY of the values
-    are nothing; it is too low where much of the spectrum is real and yet below that.
+    The HEAD largest values are those in the space, at least as near as `head` finds them; the
+    others follow the density: cumulative energy is within 1 % of the whole. The effective rank
+    hangs on the smallest values. Where the spectrum has a floor of noise, as rounded weights give
+    it, it is within 2 %; in bfloat16 within 7 % if that noise has only 1 % of the energy. Where the
+    spectrum falls steeply, it is up to 12 % too high. Values that rounding delta and its products
+    could have made are zero: about those below 1 % of √(Σσ² / min(m, n)) in bfloat16, 1e-5 of it in
+    float32. So the effective rank is within 1 % for a delta of exactly low rank, up to 12 · BLOCK
+    if at least MOSTLY of the values are nothing; it is too low where much of the spectrum is real
+    and yet below that.
     """
     space = Krylov(Dense(delta), BLOCK, seed=0)
     rounding = _Rounding(delta)

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from ders_core.analysis.krylov import curve, head, product_dtype
+from ders_core.analysis.head import head
+from ders_core.analysis.krylov import curve, product_dtype
 from ders_core.checkpoint import ExpertGroup
 from ders_core.compute import kernels
 from ders_core.compute.buffers import borrow

@@ -12,7 +12,8 @@ import torch
 from support.messages import raises_saying
 
 from ders_core.analysis import Analysis, analyze, expected, of_group, rank_for_energy
-from ders_core.analysis.krylov import BLOCK, HEAD, HEAD_STEPS, STEPS, curve, head
+from ders_core.analysis.head import HEAD, head
+from ders_core.analysis.krylov import BLOCK, STEPS, curve
 from ders_core.analysis.spectra import spectrum_of
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import LowRank
@@ -88,25 +89,6 @@ def test_the_head_is_within_what_it_promises(delta: torch.Tensor, dtype: torch.d
         floor = 0.002 * wanted[0]  # what lies below the rounding of Δ is noise
         assert np.abs(sigmas - wanted).max() < max(0.02 * wanted[-1], floor)
         assert (sigmas[1:] <= sigmas[:-1]).all()
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_the_head_takes_more_steps_only_where_it_needs_them(
-    turned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a low rank, the second or third step tells that the first one had all: what rounding
-    leaves of the others never settles. A flat spectrum takes several."""
-    grow, steps = Krylov.grow, dict.fromkeys(("deficient", "flat"), 0)
-    for kind in steps:
-
-        def counted(space: Krylov, kind: str = kind) -> None:
-            steps[kind] += 1
-            grow(space)
-
-        monkeypatch.setattr(Krylov, "grow", counted)
-        head(delta_of(kind).T if turned else delta_of(kind))
-    assert 2 <= steps["deficient"] <= 3
-    assert 3 < steps["flat"] <= HEAD_STEPS
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

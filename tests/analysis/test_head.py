@@ -1,0 +1,122 @@
+"""The largest singular values of matrices whose singular values are known: diagonal ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ders_core.analysis import head as heads
+from ders_core.analysis.head import HEAD, PRODUCTS, head
+from ders_core.compute.krylov import ORTHOGONAL
+
+SHAPE = OUT, WIDTH = 1500, 700
+NUMBERS = np.arange(1, WIDTH + 1)
+ABOUT, STANDS_OUT = 0.012, 0.001
+
+
+def noise() -> np.ndarray:
+    """Singular values of a random matrix of SHAPE, by the law of Marchenko and Pastur; the largest
+    is 1."""
+    share = WIDTH / OUT
+    least, most = (1 - share**0.5) ** 2, (1 + share**0.5) ** 2
+    squares = np.linspace(least, most, 100_001)
+    density = np.sqrt(np.maximum((most - squares) * (squares - least), 0)) / squares
+    below = np.cumsum(density) / density.sum()
+    values: np.ndarray = np.sqrt(np.interp((NUMBERS - 0.5) / WIDTH, below, squares))[::-1]
+    return values / values[0]
+
+
+def with_strong(count: int, least: float, most: float) -> np.ndarray:
+    """Noise, and so many values between two multiples of its largest one."""
+    values = noise()
+    values[:count] = np.linspace(most, least, count)
+    return values
+
+
+STANDING_OUT = {
+    "16 far": with_strong(16, 9, 10.5),
+    "16 that are equal": with_strong(16, 2, 2),
+    "24": with_strong(24, 5, 5.5),
+    "32": with_strong(32, 4, 6),
+    "40": with_strong(40, 4, 6),
+    "40 that are equal": with_strong(40, 4, 4),
+    "falls as 1/k": 1.0 / NUMBERS,
+    "falls as 1/k²": 1.0 / NUMBERS**2,
+    "falls by half in 3": 0.8**NUMBERS,
+    "rank 5": np.where(NUMBERS <= 5, 1.0, 0.0),
+    "rank 40": np.where(NUMBERS <= 40, 1.0, 0.0),
+    "all equal": np.ones(WIDTH),
+}
+HARDER = {
+    "noise": noise(),
+    "16 near": with_strong(16, 1.3, 1.3),
+    "8 far": with_strong(8, 5, 5),
+    "200": with_strong(200, 2, 4),
+    "one giant": with_strong(1, 1000, 1000),
+    "falls slowly": NUMBERS**-0.1,
+    "falls": NUMBERS**-0.3,
+    "falls straight": 1 - NUMBERS / (WIDTH + 1),
+    "rank 300": np.where(NUMBERS <= 300, 1 - NUMBERS / 600, 0.0),
+}
+
+
+def matrix_of(sigma: np.ndarray) -> torch.Tensor:
+    """`SHAPE` float32; places of the values are mixed."""
+    matrix, random = torch.zeros(SHAPE), np.random.default_rng(2)
+    rows, columns = random.permutation(OUT)[:WIDTH], random.permutation(WIDTH)
+    matrix[rows, columns] = torch.from_numpy(sigma).float()
+    return matrix
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("sigma", "share"),
+    [(sigma, STANDS_OUT) for sigma in STANDING_OUT.values()]
+    + [(sigma, ABOUT) for sigma in HARDER.values()],
+    ids=[*STANDING_OUT, *HARDER],
+)
+def test_values_are_as_near_as_is_said(sigma: np.ndarray, share: float, turned: bool) -> None:
+    matrix, wanted = matrix_of(sigma), sigma[:HEAD]
+    values = head(matrix.T.contiguous() if turned else matrix)
+    assert values.shape == (HEAD,)
+    assert (values[1:] <= values[:-1]).all()
+    rounding = ORTHOGONAL * wanted[0]
+    assert (values - wanted).max() < rounding  # they come from below
+    assert (wanted - values <= share * wanted + rounding).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("rank 5", 3, 3), ("16 far", 4, 4), ("noise", 8, PRODUCTS)]
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_more_products_are_made_only_where_they_are_needed(
+    name: str, least: int, most: int, turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a low rank, the third tells that the second had all: what rounding leaves of the others
+    never settles."""
+    made = list[str]()
+    for product in ("with_rows", "with_columns"):
+        multiply = getattr(heads, product)
+
+        def counted(
+            matrix: torch.Tensor, block: torch.Tensor, product: str = product, multiply=multiply
+        ) -> torch.Tensor:
+            made.append(product)
+            return multiply(matrix, block)
+
+        monkeypatch.setattr(heads, product, counted)
+    matrix = matrix_of((STANDING_OUT | HARDER)[name])
+    head(matrix.T.contiguous() if turned else matrix)
+    assert least <= len(made) <= most
+    assert abs(made.count("with_rows") - made.count("with_columns")) <= 1
+
+
+def test_pieces_of_rows_give_the_same_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(1)
+    matrix, block = torch.randn(100, 30, generator=random), torch.randn(7, 30, generator=random)
+    wanted = block.double() @ matrix.double().T
+    for values in (1, 30 * 33, 1 << 21):
+        monkeypatch.setattr(heads, "PIECE_VALUES", values)
+        image = heads.with_rows(matrix, block).double()
+        torch.testing.assert_close(image, wanted, rtol=0, atol=1e-5)
