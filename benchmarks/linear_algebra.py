@@ -33,7 +33,7 @@ WEIGHTS = OUT * WIDTH
 REPEATS = 3
 
 Work = Callable[[], torch.Tensor]
-Product = Callable[[Any, torch.Tensor], torch.Tensor]
+Product = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def counted(work: Work) -> float:
     operations = list[float]()
 
     def counting(product: Product, of_a_vector: float, axis: int = 1) -> Product:
-        def product_of(matrix: Any, block: torch.Tensor) -> torch.Tensor:
+        def product_of(matrix: Any, block: torch.Tensor, *rest: object) -> torch.Tensor:
             operations.append(of_a_vector * block.shape[axis])
-            return product(matrix, block)
+            return product(matrix, block, *rest)
 
         return product_of
 

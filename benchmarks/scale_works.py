@@ -31,7 +31,7 @@ from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
 
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Product = Callable[..., torch.Tensor]
 
 ANALYSIS = "analysis"
 SMALL_MODEL = Path("small", "model")
@@ -97,9 +97,9 @@ def analysed(place: Path, spectra: Spectra, threads: int, device: str) -> int:
     vectors: list[int] = []
 
     def counting(product: Product) -> Product:
-        def counted(matrix: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        def counted(matrix: torch.Tensor, block: torch.Tensor, *rest: object) -> torch.Tensor:
             vectors.append(len(block))
-            return product(matrix, block)
+            return product(matrix, block, *rest)
 
         return counted
 

@@ -14,7 +14,7 @@ from ders_core.compute import kernels
 from ders_core.compute.buffers import borrow
 from ders_core.compute.magnitude import scale_for
 from ders_core.compute.pieces import chunk_values, row_pieces
-from ders_core.compute.threads import side_by_side, threads_for
+from ders_core.compute.threads import IdleThreads, side_by_side, threads_for
 from ders_core.later import np, torch
 
 Spectra = Literal["none", "head", "curve", "exact"]
@@ -107,7 +107,7 @@ def group_spectra(
     held = base.numel() * (base.dtype.itemsize + dtype.itemsize)
     threads = threads_for(group.shape[0], held, where)
     with ExitStack() as memory, side_by_side(where, threads) as pool:
-        there = base.to(where)
+        there, idle = base.to(where), IdleThreads(pool, threads - 1)
         desks = deque(_Desk(there, dtype, memory, kept) for _ in range(threads))
 
         def find(expert: int) -> Spectrum:
@@ -130,7 +130,7 @@ def group_spectra(
             elif kind == "curve":
                 found = spectrum_of(curve(delta, share**2))
             else:
-                found = _spectrum_of_head(head(delta), share)
+                found = _spectrum_of_head(head(delta, idle), share)
             return replace(found, singular_value=found.singular_value * scale)
 
         return list(pool.map(find, range(group.shape[0])))

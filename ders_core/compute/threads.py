@@ -8,15 +8,18 @@ would use for one operation: `threads_of_torch` sets it for a piece of work.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from ders_core.later import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 WORKING_BYTES = 1_200_000_000
 """What all pieces that threads work on may hold together, beside what is in memory anyway: two
@@ -102,6 +105,38 @@ def one_thread_each(count: int, device: torch.device) -> ThreadPoolExecutor:
             torch.cuda.set_device(gpu)
 
     return ThreadPoolExecutor(count, "compute", begin)
+
+
+@dataclass(frozen=True)
+class IdleThreads:
+    """Threads of a pool that have no task of their own any more, and help those that have. count:
+    how many may help at once. Each thread that asks for help is of the pool."""
+
+    pool: ThreadPoolExecutor
+    count: int
+
+    def help(self, work: Callable[[T], object], pieces: Iterable[T]) -> None:
+        """`work(piece)` for each, in this thread and in idle ones, in any order: what a piece gives
+        must not depend on the others. Raises what `work` raises."""
+        left = deque(pieces)
+
+        def take() -> None:
+            while left:
+                try:
+                    piece = left.popleft()
+                except IndexError:  # another thread was quicker
+                    return
+                work(piece)
+
+        # the pool's own tasks come first: until these are all begun, nobody helps
+        helpers = [self.pool.submit(take) for _ in range(self.count)]
+        try:
+            take()
+        finally:
+            left.clear()
+            begun = [helper for helper in helpers if not helper.cancel()]
+        for helper in begun:
+            helper.result()
 
 
 def in_this_mode(function: Callable[P, R]) -> Callable[P, R]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from ders_core.analysis import head as heads
 from ders_core.analysis.head import HEAD, PRODUCTS, head
 from ders_core.compute.krylov import ORTHOGONAL
+from ders_core.compute.threads import IdleThreads, side_by_side, threads_of_torch
 
 SHAPE = OUT, WIDTH = 1500, 700
 NUMBERS = np.arange(1, WIDTH + 1)
@@ -100,10 +103,14 @@ def test_more_products_are_made_only_where_they_are_needed(
         multiply = getattr(heads, product)
 
         def counted(
-            matrix: torch.Tensor, block: torch.Tensor, product: str = product, multiply=multiply
+            matrix: torch.Tensor,
+            block: torch.Tensor,
+            idle: None,
+            product: str = product,
+            multiply: Callable[..., torch.Tensor] = multiply,
         ) -> torch.Tensor:
             made.append(product)
-            return multiply(matrix, block)
+            return multiply(matrix, block, idle)
 
         monkeypatch.setattr(heads, product, counted)
     matrix = matrix_of((STANDING_OUT | HARDER)[name])
@@ -112,11 +119,28 @@ def test_more_products_are_made_only_where_they_are_needed(
     assert abs(made.count("with_rows") - made.count("with_columns")) <= 1
 
 
-def test_pieces_of_rows_give_the_same_product(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("values", [1, 30 * 33, 1 << 21])
+def test_pieces_give_the_whole_product(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = torch.Generator().manual_seed(1)
     matrix, block = torch.randn(100, 30, generator=random), torch.randn(7, 30, generator=random)
-    wanted = block.double() @ matrix.double().T
-    for values in (1, 30 * 33, 1 << 21):
-        monkeypatch.setattr(heads, "PIECE_VALUES", values)
-        image = heads.with_rows(matrix, block).double()
-        torch.testing.assert_close(image, wanted, rtol=0, atol=1e-5)
+    exact, exact_block = matrix.double(), block.double()
+    monkeypatch.setattr(heads, "PIECE_VALUES", values)
+    monkeypatch.setattr(heads, "PIECE_COLUMNS", min(values, 40))
+    rows = heads.with_rows(matrix, block).double()
+    columns = heads.with_columns(matrix.T.contiguous(), block).double()
+    wanted = exact_block @ exact.T
+    torch.testing.assert_close(rows, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(columns, wanted, rtol=0, atol=1e-5)
+
+
+def test_values_are_the_same_with_any_help() -> None:
+    """Three matrices and four threads: those without one help."""
+    matrices = [matrix_of(HARDER[name]) for name in ("noise", "8 far", "falls")]
+    matrices[1] = matrices[1].T.contiguous()
+    with threads_of_torch(4), side_by_side(torch.device("cpu")) as pool:
+        alone = [head(matrix) for matrix in matrices]
+        idle = IdleThreads(pool, 3)
+        for values, wanted in zip(
+            pool.map(lambda matrix: head(matrix, idle), matrices), alone, strict=True
+        ):
+            np.testing.assert_array_equal(values, wanted)
