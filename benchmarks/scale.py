@@ -168,9 +168,15 @@ def analyses(bench: Bench) -> None:
 
 
 def two_threads(bench: Bench, what: str, one: Measured, two: Measured) -> None:
-    """What the other thread brings: 2 at most, and 1 where the disk bounds."""
-    ratio = one.seconds / two.seconds
+    """What the other thread brings: 2 at most, and 1 where the disk bounds. And what it lacks: how
+    many processors are busy on average, and how much more processor time the same work takes where
+    two threads share memory and caches; the first over the second is what it brings, if one thread
+    alone is always busy."""
+    alone, together = one.user + one.system, two.user + two.system
+    ratio, busy, more = one.seconds / two.seconds, together / two.seconds, together / alone
     bench.add(f"  one thread over two, {what}", TWICE, Taken(one.seconds, ratio))
+    bench.add(f"    busy processors, {what}", REPORT, Taken(two.seconds, busy))
+    bench.add(f"    processor time, {what}", REPORT, Taken(together, more))
 
 
 def codec(bench: Bench, name: str, layers: int) -> None:
