@@ -26,8 +26,9 @@ def noise() -> np.ndarray:
     squares = np.linspace(least, most, 100_001)
     density = np.sqrt(np.maximum((most - squares) * (squares - least), 0)) / squares
     below = np.cumsum(density) / density.sum()
-    values: np.ndarray = np.sqrt(np.interp((NUMBERS - 0.5) / WIDTH, below, squares))[::-1]
-    return values / values[0]
+    values = np.sqrt(np.interp((NUMBERS - 0.5) / WIDTH, below, squares))[::-1]
+    of_the_largest: np.ndarray = values / values[0]
+    return of_the_largest
 
 
 def with_strong(count: int, least: float, most: float) -> np.ndarray:
