@@ -114,7 +114,8 @@ def describe(bench: Bench) -> None:
         "processor;\nfiles dropped from the page cache before each; GB resident at most, imports "
         "too (goal: <= 1.6 GB);\nns: user and sys, a weight of an expert; limit: the share of them "
         "that a copy of the weights takes,\nor the products of matrices that the work is made of, "
-        "on a thread\n",
+        "on a thread;\nbusy processors: on average, of two; processor time: with two threads, over "
+        "one's\n",
         flush=True,
     )
 
