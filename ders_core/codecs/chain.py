@@ -171,15 +171,14 @@ class Chain(DeltaCodec):
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
-        device = next((part.device for part in parts.values()), torch.device("cpu"))
+        device = _device_of(parts)
         first, *others = (
-            sent(
-                stage.decode(within(str(number), parts), shape, _of_stage(context, number)), device
-            )
+            stage.decode(within(str(number), parts), shape, _of_stage(context, number))
             for number, stage in enumerate(self.stages)
         )
+        first = sent(first, device)
         for other in others:
-            first += other
+            first += sent(other, device)
         return first
 
     def tried_delta(self, delta: TriedDelta, context: EncodeContext) -> tuple[torch.Tensor, float]:
@@ -263,7 +262,11 @@ class Chain(DeltaCodec):
             )
             for number, stage in enumerate(self.stages)
         }
-        return Tunable.joined(stages, lambda deltas: torch.stack([*deltas.values()]).sum(0))
+        device = _device_of(parts)
+        return Tunable.joined(
+            stages,
+            lambda deltas: torch.stack([sent(each, device) for each in deltas.values()]).sum(0),
+        )
 
 
 @dataclass(frozen=True)
@@ -335,6 +338,11 @@ def _subtract(
         shape = (rest.shape[0], rest.shape[1])
         given = stage.decode(parts, shape, _of_stage(context, number))
         rests[place] = rest - sent(given, rest.device)
+
+
+def _device_of(parts: Mapping[str, torch.Tensor]) -> torch.device:
+    """Where a delta is decoded, which a stage without a part of its own does not know."""
+    return next((part.device for part in parts.values()), torch.device("cpu"))
 
 
 def _of_stage(context: EncodeContext, number: int) -> EncodeContext:

@@ -29,7 +29,8 @@ def orthonormal(block: torch.Tensor) -> torch.Tensor:
     """Orthonormal columns `[n, k]` float32, n ≥ k, that span those of a float32 block. Where the
     block has less than k dimensions, columns on a CPU are made up; elsewhere they may be zeros."""
     if block.device.type == "cpu":
-        return torch.linalg.qr(block)[0]
+        columns: torch.Tensor = torch.linalg.qr(block)[0]
+        return columns
     return _orthonormal_to(block.new_empty(len(block), 0), block)
 
 

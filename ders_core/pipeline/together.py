@@ -53,9 +53,13 @@ def packed_together(
     packed: dict[int, Packed] = {}
     for number, codec in enumerate(codecs.codecs):
         places = [place for place, expert in enumerate(experts) if codecs.uses[expert] == number]
-        chosen = ([each[place] for place in places] for each in (weights, starts, contexts))
         with checked_later() as checks:
-            each = packed_each(codec, *chosen)
+            each = packed_each(
+                codec,
+                [weights[place] for place in places],
+                [starts[place] for place in places],
+                [contexts[place] for place in places],
+            )
         for place, parts in zip(places, each, strict=True):
             packed[place] = Packed(parts, checks)
             checks = []

@@ -23,8 +23,10 @@ NUMBERS = torch.arange(SHAPE[1], dtype=torch.float64) + 1.0
 
 def with_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
     """`SHAPE`, with these singular values."""
-    sides = [torch.linalg.qr(gauss((side, SHAPE[1]), side, 1.0).double())[0] for side in SHAPE]
-    return ((sides[0] * spectrum) @ sides[1].T).float()
+    left, right = (
+        torch.linalg.qr(gauss((side, SHAPE[1]), side, 1.0).double())[0] for side in SHAPE
+    )
+    return torch.matmul(left * spectrum, right.T).float()
 
 
 def low_rank(rank: int) -> torch.Tensor:

@@ -83,15 +83,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoded(
     place: Path, codec: dict[str, Any], device: torch.device | str, **more: Any
 ) -> Encoding:
-    """The gates of a checkpoint, on a device. more: of the recipe."""
+    """The gates of a checkpoint against their first base, on a device. more: of the recipe."""
+    return encoded_each(place, codec, device, **more)[0]
+
+
+def encoded_each(
+    place: Path, codec: dict[str, Any], device: torch.device | str, **more: Any
+) -> list[Encoding]:
+    """Against each base that is tried."""
     fields = {"version": 1, "name": "r", "base": "mean", "rules": [codec], **more}
     recipe, group = Recipe.model_validate(fields), gates(place)
     group_codec = recipe.group_codec(*group.key, group.shape[0])
     encoder = Encoder.of(recipe, group_codec, base_form(recipe, group), Knowledge())
     context = BaseContext(group_codec.device_of(device))
     with torch.inference_mode(), one_thread():
-        _, decomposition = next(iter(recipe.base.decompositions(group, context)))
-        return encoder.encode("mean", decomposition)
+        tried = recipe.base.decompositions(group, context)
+        return [encoder.encode(name, decomposition) for name, decomposition in tried]
 
 
 def waits(place: Path, codec: dict[str, Any], **more: Any) -> tuple[Encoding, Waits]:
@@ -169,6 +176,21 @@ def test_several_codecs_of_a_group(place: Path) -> None:
         ours, theirs = found.tensors[name].pieces, expected.tensors[name].pieces
         assert all(map(torch.equal, ours, theirs))
     assert found.squares.error == pytest.approx(expected.squares.error, rel=1e-3)
+
+
+@pytest.mark.parametrize("base", ["none", "median", "auto", {"clusters": "auto"}], ids=str)
+def test_bases_ask_nothing_of_each_expert(base: str | dict[str, Any], place: Path) -> None:
+    counts = list[Waits]()
+    for number in (FEW, MANY):
+        experts = place / str(number)
+        with counted_waits() as counted:
+            found = encoded_each(experts, LOW_RANK, DEVICE, base=base)
+        for one, other in zip(
+            found, encoded_each(experts, LOW_RANK, "cpu", base=base), strict=True
+        ):
+            assert_same(one, other)
+        counts.append(counted)
+    assert (counts[0], counts[0].sent) == (counts[1], counts[1].sent)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,10 @@ SIZED = (
     "aten::unique_consecutive",
     "aten::bincount",
 )
-SOLVERS = ("eig", "eigh", "eigvals", "eigvalsh", "svd", "svdvals", "cholesky", "inv", "solve")
-SOLVERS += ("lstsq", "pinv", "matrix_rank", "det", "slogdet")
+SOLVERS = (
+    *("eig", "eigh", "eigvals", "eigvalsh", "svd", "svdvals", "cholesky", "inv", "solve"),
+    *("lstsq", "pinv", "matrix_rank", "det", "slogdet"),
+)
 CHECKED = {f"aten::{mark}linalg_{name}" for name in SOLVERS for mark in ("", "_")}
 """Of `torch.linalg`, what looks on the host whether it went well. On a GPU, factors of Cholesky and
 LU by functions in `_ex` do not unless they are told to, nor do QR and triangular solvers."""
