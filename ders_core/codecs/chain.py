@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -24,6 +25,8 @@ from ders_core.codecs.part_names import prefixed, within
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedSum
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable
+from ders_core.compute.sent import sent
+from ders_core.compute.together import batches
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -113,6 +116,10 @@ class Chain(DeltaCodec):
         return any(stage.is_coded_on_cpu for stage in self.stages)
 
     @property
+    def is_encoded_together(self) -> bool:
+        return any(stage.is_encoded_together for stage in self.stages)
+
+    @property
     def settled(self) -> bool:
         return all(stage.settled for stage in self.stages)
 
@@ -147,26 +154,31 @@ class Chain(DeltaCodec):
         return Chain(stages=tuple(stages))
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        shape = (delta.shape[0], delta.shape[1])
-        parts: Parts = {}
-        rest = delta
+        return self.encode_each([delta], [context])[0]
+
+    def encode_each(
+        self, deltas: Sequence[torch.Tensor], contexts: Sequence[EncodeContext]
+    ) -> list[Parts]:
+        parts, rests = [Parts() for _ in deltas], [*deltas]
         for number, stage in enumerate(self.stages):
-            stage_context = _of_stage(context, number)
-            coded = stage.encode(rest, stage_context)
-            parts |= prefixed(str(number), coded)
+            coded = _encoded(stage, number, rests, contexts)
+            for known, more in zip(parts, coded, strict=True):
+                known |= prefixed(str(number), more)
             if number + 1 < len(self.stages):
-                rest = rest - stage.decode(coded, shape, stage_context)
+                _subtract(stage, number, rests, coded, contexts)
         return parts
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
+        device = _device_of(parts)
         first, *others = (
             stage.decode(within(str(number), parts), shape, _of_stage(context, number))
             for number, stage in enumerate(self.stages)
         )
+        first = sent(first, device)
         for other in others:
-            first += other
+            first += sent(other, device)
         return first
 
     def tried_delta(self, delta: TriedDelta, context: EncodeContext) -> tuple[torch.Tensor, float]:
@@ -250,7 +262,11 @@ class Chain(DeltaCodec):
             )
             for number, stage in enumerate(self.stages)
         }
-        return Tunable.joined(stages, lambda deltas: torch.stack([*deltas.values()]).sum(0))
+        device = _device_of(parts)
+        return Tunable.joined(
+            stages,
+            lambda deltas: torch.stack([sent(each, device) for each in deltas.values()]).sum(0),
+        )
 
 
 @dataclass(frozen=True)
@@ -284,13 +300,49 @@ class _Residuals:
         self._deltas, self._stages = deltas, stages
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for expert, delta in enumerate(self._deltas):
-            rest = delta
+        experts = count()
+        for rests in batches(self._deltas, self._held):
+            contexts = [EncodeContext(torch.float32, next(experts)) for _ in rests]
             for number, stage in enumerate(self._stages):
-                context = _of_stage(EncodeContext(torch.float32, expert), number)
-                shape = (delta.shape[0], delta.shape[1])
-                rest = rest - stage.decode(stage.encode(rest, context), shape, context)
-            yield rest
+                coded = _encoded(stage, number, rests, contexts)
+                _subtract(stage, number, rests, coded, contexts)
+            yield from rests
+
+    def _held(self, delta: torch.Tensor) -> int:
+        """Bytes, while one is encoded."""
+        shape = (delta.shape[0], delta.shape[1])
+        return max((stage.working_bytes(shape) for stage in self._stages), default=delta.nbytes)
+
+
+def _encoded(
+    stage: DeltaCodec,
+    number: int,
+    rests: Sequence[torch.Tensor],
+    contexts: Sequence[EncodeContext],
+) -> list[Parts]:
+    """What a stage, by its number, makes of what those before it left of some deltas. contexts: the
+    chain's."""
+    return stage.encode_each(rests, [_of_stage(context, number) for context in contexts])
+
+
+def _subtract(
+    stage: DeltaCodec,
+    number: int,
+    rests: list[torch.Tensor],
+    coded: Sequence[Parts],
+    contexts: Sequence[EncodeContext],
+) -> None:
+    """Leave what the stage does not give back."""
+    for place, (parts, context) in enumerate(zip(coded, contexts, strict=True)):
+        rest = rests[place]
+        shape = (rest.shape[0], rest.shape[1])
+        given = stage.decode(parts, shape, _of_stage(context, number))
+        rests[place] = rest - sent(given, rest.device)
+
+
+def _device_of(parts: Mapping[str, torch.Tensor]) -> torch.device:
+    """Where a delta is decoded, which a stage without a part of its own does not know."""
+    return next((part.device for part in parts.values()), torch.device("cpu"))
 
 
 def _of_stage(context: EncodeContext, number: int) -> EncodeContext:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -256,6 +256,12 @@ class DeltaCodec(Codec):
     reads_any_base: ClassVar[bool] = False
     """Whether `unpack_as` reads a base of another dtype as quickly as one of its own."""
 
+    @property
+    def is_encoded_together(self) -> bool:
+        """Whether `encode` waits for a GPU, so that many deltas there had better be encoded by one
+        `encode_each`."""
+        return False
+
     @abstractmethod
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         """delta: `[out, in]` float32, finite. Raises CodecError if it cannot be represented."""
@@ -266,6 +272,13 @@ class DeltaCodec(Codec):
     ) -> torch.Tensor:
         """The delta `[out, in]` float32, on the device of the parts. Raises CodecError if the
         parts contradict themselves."""
+
+    def encode_each(
+        self, deltas: Sequence[torch.Tensor], contexts: Sequence[EncodeContext]
+    ) -> list[Parts]:
+        """`encode` of several deltas of one shape on one device, each in its context: on a GPU
+        with as many waits as for one. Raises as `encode` does."""
+        return [*map(self.encode, deltas, contexts)]
 
     def tried(self, matrix: TriedMatrix, context: EncodeContext) -> tuple[torch.Tensor, float]:
         delta, nbytes = self.tried_delta(matrix.delta, context)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from ders_core.codecs import Codec, Keep, Parts, make_codec
+from ders_core.codecs import Codec, DeltaCodec, Keep, Parts, make_codec
 from ders_core.codecs.part_names import prefixed
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
@@ -117,6 +117,11 @@ class GroupCodec:
         if a codec of its experts is (see `Codec.is_coded_on_cpu`), or nothing is computed."""
         on_cpu = self.keeps or any(codec.is_coded_on_cpu for codec in self.codecs)
         return torch.device("cpu" if on_cpu else device)
+
+    @property
+    def is_encoded_together(self) -> bool:
+        """Whether a codec of its experts is (see `DeltaCodec.is_encoded_together`)."""
+        return any(isinstance(c, DeltaCodec) and c.is_encoded_together for c in self.codecs)
 
     @property
     def settled(self) -> bool:

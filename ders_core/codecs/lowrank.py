@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,11 +11,13 @@ from pydantic import Field, model_validator
 from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.factor_bands import FactorBands
-from ders_core.codecs.fitting.directions import OVERSAMPLING, STEPS, Triples, has_room, leading
-from ders_core.codecs.fitting.metric import Metric, Weighed, metric_of
+from ders_core.codecs.fitting.directions import EXACT_BELOW, OVERSAMPLING, STEPS, has_room
+from ders_core.codecs.fitting.metric import Metric, metric_of
+from ders_core.codecs.fitting.pooled_energy import rank_that_keeps
 from ders_core.codecs.fitting.stored_products import RoutedFactors, takes_matrices
-from ders_core.codecs.fitting.thin_factors import fitted_left, unit_of
+from ders_core.codecs.fitting.thin_factors import fitted_left
 from ders_core.codecs.fitting.thin_products import row_products
+from ders_core.codecs.fitting.triples import first, triples_of, triples_of_each
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.plain_fields import omit_defaults
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
@@ -24,8 +26,8 @@ from ders_core.codecs.synthesis import add
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable, TunedKind
 from ders_core.compute.buffers import fresh
-from ders_core.compute.krylov import Dense
-from ders_core.compute.magnitude import scale_of
+from ders_core.compute.krylov import Triples
+from ders_core.compute.sent import sent
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
@@ -35,9 +37,6 @@ if TYPE_CHECKING:
 
 EXACT_BYTES = 22
 """A weight, that an exact SVD holds at most."""
-
-EXACT_BELOW = 512
-"""Matrices whose shorter side is at most this take the exact SVD; it is as quick."""
 
 FactorBits = Literal[2, 3, 4, 5, 6, 7, 8]
 
@@ -150,6 +149,11 @@ class LowRank(DeltaCodec):
         return False
 
     @property
+    def is_encoded_together(self) -> bool:
+        """Solvers wait."""
+        return True
+
+    @property
     def settled(self) -> bool:
         return self.energy is None
 
@@ -200,23 +204,7 @@ class LowRank(DeltaCodec):
     def fit(self, deltas: Iterable[torch.Tensor]) -> DeltaCodec:
         if self.energy is None:
             return self
-        pooled: torch.Tensor | None = None
-        total: torch.Tensor | None = None  # not that of `pooled`: noise of small values adds up
-        for delta in deltas:
-            thin = delta if delta.shape[0] <= delta.shape[1] else delta.T
-            unit, scale = unit_of(thin)
-            precise = unit.double() if thin.shape[0] <= EXACT_BELOW else unit
-            gram = (precise @ precise.T).double()
-            squares = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0) * scale**2
-            energy = gram.trace() * scale**2
-            pooled = squares if pooled is None else pooled + squares
-            total = energy if total is None else total + energy
-        if pooled is None or total is None:
-            rank = 1
-        else:  # of zeros alone, too, 1
-            target = self.energy * total * (1 - 1e-12)
-            place = int(torch.searchsorted(pooled.cumsum(0), target))
-            rank = max(min(place + 1, pooled.numel()), 1)
+        rank = rank_that_keeps(self.energy, deltas)
         return self.model_copy(update={"energy": None, "rank": rank})
 
     def tried_delta(self, delta: TriedDelta, context: EncodeContext) -> tuple[torch.Tensor, float]:
@@ -227,20 +215,34 @@ class LowRank(DeltaCodec):
         rank, matrix = self._rank(delta.shape, Dtype.of(context.dtype)), delta.matrix
         found = None if self._is_exact(delta.shape, rank) else rank
         metric = delta.once("metric", lambda: _metric(matrix, context))
-        left, sigma, right = delta.once(
-            ("directions", found), lambda: self._directions(matrix, metric, found, context.seed)
+        triples = delta.once(
+            ("directions", found), lambda: triples_of(matrix, metric, found, context.seed)
         )
-        triples = left[:, :rank], sigma[:rank], right[:rank]
-        parts = self._encoded(matrix, triples, metric, context)
-        return self.decode(parts, delta.shape, context), 0.0
+        parts = self._encoded(matrix, first(rank, triples), metric, context)
+        return sent(self.decode(parts, delta.shape, context), matrix.device), 0.0
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
+        if delta.device.type != "cpu":
+            return self.encode_each([delta], [context])[0]
         shape = (delta.shape[0], delta.shape[1])
-        rank = self._rank(shape, Dtype.of(context.dtype))
+        rank, metric = self._rank(shape, Dtype.of(context.dtype)), _metric(delta, context)
         found = None if self._is_exact(shape, rank) else rank
-        metric = _metric(delta, context)
-        left, sigma, right = self._directions(delta, metric, found, context.seed)
-        return self._encoded(delta, (left[:, :rank], sigma[:rank], right[:rank]), metric, context)
+        triples = triples_of(delta, metric, found, context.seed)
+        return self._encoded(delta, first(rank, triples), metric, context)
+
+    def encode_each(
+        self, deltas: Sequence[torch.Tensor], contexts: Sequence[EncodeContext]
+    ) -> list[Parts]:
+        """On a GPU, which is waited for once: the directions of all are found together."""
+        if not deltas or deltas[0].device.type == "cpu":
+            return super().encode_each(deltas, contexts)
+        shape, dtype = (deltas[0].shape[0], deltas[0].shape[1]), Dtype.of(contexts[0].dtype)
+        rank = self._rank(shape, dtype)
+        metrics = [*map(_metric, deltas, contexts)]
+        is_exact = self._is_exact(shape, rank)
+        seeds = None if is_exact else [context.seed for context in contexts]
+        found = triples_of_each(zip(deltas, metrics, strict=True), rank, seeds)
+        return [*map(self._encoded, deltas, found, metrics, contexts)]
 
     def _encoded(
         self, delta: torch.Tensor, triples: Triples, metric: Metric | None, context: EncodeContext
@@ -256,6 +258,8 @@ class LowRank(DeltaCodec):
                 "left": left.to(context.dtype).contiguous(),
                 "right": right.to(context.dtype).contiguous(),
             }
+        if not rank:
+            return {}
         plain = EncodeContext(context.dtype, context.seed)
         bands = self._bands(rank)
         parts = bands.encode("right", right, plain)
@@ -268,7 +272,8 @@ class LowRank(DeltaCodec):
     ) -> torch.Tensor:
         rank = self._rank(shape, Dtype.of(context.dtype))
         if not rank:
-            return torch.zeros(shape)  # no part to take a device from
+            device = next((part.device for part in parts.values()), None)  # or no part at all
+            return torch.zeros(shape, device=device)
         left, right = self._factors(parts, rank, shape, context)
         delta = fresh(shape, torch.float32, left.device)
         for rows, product in row_products(left, right):
@@ -371,21 +376,6 @@ class LowRank(DeltaCodec):
         small = min(shape) <= EXACT_BELOW or STEPS * (rank + OVERSAMPLING) > min(shape)
         asked = self.svd == "exact" or (self.svd == "auto" and small)
         return asked or not has_room(shape, rank)
-
-    def _directions(
-        self, delta: torch.Tensor, metric: Metric | None, rank: int | None, seed: int
-    ) -> Triples:
-        """The leading singular triples of Δ, or of Δ weighed: `[out, r]`, `[r]`, `[r, in]`. rank:
-        None for all of them, by an exact SVD."""
-        if rank is None:
-            matrix = delta if metric is None else metric.weighed(delta)
-            left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
-            return left, sigma, right
-        scale = scale_of(delta)
-        unit = delta if scale == 1 else delta / scale
-        operator = Dense(unit) if metric is None else Weighed(unit, metric)
-        left, sigma, right = leading(operator, rank, seed)
-        return left, sigma * scale, right
 
 
 def _metric(delta: torch.Tensor, context: EncodeContext) -> Metric | None:

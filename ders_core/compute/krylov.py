@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ders_core.compute.eigen import Eigen, eigen_of
+from ders_core.compute.orthonormal import orthonormal, orthonormal_to
 from ders_core.compute.pieces import chunk_values, pieces, row_pieces
+from ders_core.compute.sent import sent
 from ders_core.later import torch
-
-PASSES, ORTHOGONAL = 6, 1e-5
-"""A block is orthogonal to the basis when no cosine is above the second; float32 leaves about 1e-7,
-and up to 5e-6 in a pass that still has much to remove. Only a matrix of zeros needs four passes."""
-
 
 ROWS = 128
 """Rows of a matrix that a processor multiplies with few columns at once: they stay in its cache."""
+
+
+Triples = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
+"""The leading singular triples of a matrix: `[m, r]`, `[r]`, `[r, n]`, float32."""
 
 
 class Operator(Protocol):
@@ -67,18 +69,19 @@ class Dense:
 class Krylov:
     """An orthonormal basis of the Krylov space of AᵀA, `width` vectors longer after each step.
 
-    Of a matrix with fewer rows than columns, that of AAᵀ. seed: of the start vectors.
+    Of a matrix with fewer rows than columns, that of AAᵀ. seed: of the start vectors. On a GPU only
+    `values` and `triples` without eigenvectors wait.
     """
 
     def __init__(self, operator: Operator, width: int, seed: int) -> None:
         self._operator, self._width = operator, width
         self._is_wide = operator.shape[0] < operator.shape[1]
         size, device = min(operator.shape), operator.device
-        start = torch.randn(size, width, generator=torch.Generator().manual_seed(seed)).to(device)
-        self._next = torch.linalg.qr(start)[0]
+        start = torch.randn(size, width, generator=torch.Generator().manual_seed(seed))
+        self._next = orthonormal(sent(start, device))
         self._basis = torch.empty(size, 0, device=device)
         self._images: list[torch.Tensor] = []
-        self._gram = torch.empty(0, 0, dtype=torch.float64)
+        self._gram = torch.empty(0, 0, dtype=torch.float64, device=device)
 
     def grow(self) -> None:
         """Add a block to the basis."""
@@ -88,8 +91,8 @@ class Krylov:
         if self._images:
             # QR parts the weak directions of the image from the strong ones, whose rounding would
             # drown them in the product. Row by row again, as the product is quick with.
-            left = torch.linalg.qr(self._images[-1].float())[0].contiguous()
-            self._next = self._orthogonal(back(left).float())
+            left = orthonormal(self._images[-1].float()).contiguous()
+            self._next = orthonormal_to(self._basis, back(left).float())
         self._basis = torch.cat((self._basis, self._next), 1)
         self._images.append(there(self._next))
         above, corner = self._latest_products().split([len(self._gram), self._width])
@@ -98,8 +101,8 @@ class Krylov:
         )
 
     def _latest_products(self) -> torch.Tensor:
-        """Those of all images with the latest one, `[images · width, width]` float64 on the CPU; of
-        a few rows at a time, which stay in the cache in float64."""
+        """Those of all images with the latest one, `[images · width, width]` float64; of a few rows
+        at a time, which stay in the cache in float64."""
         latest = self._images[-1]
         products = latest.new_zeros(
             len(self._images), self._width, self._width, dtype=torch.float64
@@ -108,43 +111,35 @@ class Krylov:
             exact = latest[rows].double()
             for product, image in zip(products, self._images, strict=True):
                 product.addmm_(image[rows].double().mT, exact)
-        return products.flatten(0, 1).cpu()
+        return products.flatten(0, 1)
 
-    def _orthogonal(self, block: torch.Tensor) -> torch.Tensor:
-        """Orthonormal, and to the basis too.
+    def end(self) -> None:
+        """What it multiplies with is free: it does not grow any more."""
+        del self._operator
 
-        Twice is enough for what is new in the block (Parlett 1998, §6.9). Where a block has nothing
-        new, QR makes columns up, and these may be in the space: then once more, or more.
-        """
-        for turn in range(PASSES):
-            block = block - self._basis @ (self._basis.mT @ block)
-            block = torch.linalg.qr(block)[0]
-            if turn and float((self._basis.mT @ block).abs().max()) < ORTHOGONAL:
-                break
-        return block
+    @property
+    def gram(self) -> torch.Tensor:
+        """The products of the images of the basis, float64 `[k, k]`: their eigenvalues are squares
+        of singular values of A in the space."""
+        return self._gram
 
     def values(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(singular values of A in the space, descending; the share of the start block in the
         vector of each), float64 on the CPU."""
-        squares, vectors = self._eigen()
+        squares, vectors = eigen_of(self._gram.cpu())
         weights = vectors[: self._width].square().sum(0) / self._width
         return squares.sqrt(), weights
 
-    def triples(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The `count` largest singular triples in the space, float32: `[m, count]`, `[count]`,
-        `[count, n]`; a left vector of no length where the value is zero."""
-        squares, vectors = self._eigen()
+    def triples(self, count: int, eigen: Eigen | None = None) -> Triples:
+        """The `count` largest ones in the space; a left vector of no length where the value is
+        zero. eigen: of `gram`, on the device; None: not known yet."""
+        squares, vectors = eigen or eigen_of(self._gram.cpu())
         sigma, chosen = squares[:count].sqrt(), vectors[:, :count]
         parts = chosen.split(self._width)
         device = self._basis.device
         images = torch.zeros(len(self._images[0]), count, device=device)
         for image, part in zip(self._images, parts, strict=True):
             images += image.float() @ part.float().to(device)
-        lengths = torch.where(sigma > 0, sigma, 1.0).float().to(device)
-        images /= lengths
         inner, values = self._basis @ chosen.float().to(device), sigma.float().to(device)
+        images /= torch.where(values > 0, values, 1.0)
         return (inner, values, images.mT) if self._is_wide else (images, values, inner.mT)
-
-    def _eigen(self) -> tuple[torch.Tensor, torch.Tensor]:
-        squares, vectors = torch.linalg.eigh(self._gram)
-        return squares.clamp_min(0).flip(0), vectors.flip(1)

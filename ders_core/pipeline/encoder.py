@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from ders_core.checkpoint import MatrixStack
-from ders_core.codecs import DeltaCodec, Parts
+from ders_core.codecs import Codec, DeltaCodec, Parts
 from ders_core.codecs.group import BaseForm, GroupCodec, Stacked
 from ders_core.codecs.synthesis import difference
+from ders_core.compute.together import batches
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, is_finite
 from ders_core.errors import CheckpointError
@@ -24,6 +26,7 @@ from ders_core.pipeline.knowledge import (
 )
 from ders_core.pipeline.leaving import bring_together, on_cpu
 from ders_core.pipeline.placed import PlacedGroup
+from ders_core.pipeline.together import Packed, packed_each, packed_together
 from ders_core.recipe import Recipe
 
 AS_IT_IS = "keep"
@@ -92,6 +95,11 @@ class StoredBases:
         """What a delta is taken against, if it is not what the base gives back."""
         return None if self.origin is None else self.origin.base_of(number)
 
+    def delta_start(self, number: int, codec: Codec) -> torch.Tensor:
+        """What a matrix is packed against."""
+        start = self.start_of(number) if isinstance(codec, DeltaCodec) else None
+        return self.decomposition.base_of(number) if start is None else start
+
     def unrounded_of(self, number: int) -> torch.Tensor:
         """The base, in float32 if its rounding is not known to the delta."""
         return (self.unrounded or self.decomposition).base_of(number)
@@ -143,14 +151,9 @@ class Encoder:
         stored, fitted = self.prepared(decomposition)
         decomposition, form = stored.decomposition, stored.form
         stack, known = decomposition.group, self.known
-
-        def encode_one(number: int, weight: torch.Tensor) -> EncodedExpert:
-            is_first = fitted.members(fitted.uses[number])[0] == number
-            return self.one(stored, fitted, number, weight, probes=is_first)
-
         parts, losses = list[Parts](), Losses()
         # closed here, also where writing fails: else threads and memory stay with the error
-        with closing(decomposition.each(encode_one, self.threads, seen)) as encoded:
+        with closing(self._each(stored, fitted, seen)) as encoded:
             for number, (packed, lost) in enumerate(on_cpu(encoded)):
                 if not math.isfinite(lost.squares.error):  # as the matrix is finite
                     raise _too_large(stack, stack.matrix_name(number), fitted.expert(number).label)
@@ -187,6 +190,38 @@ class Encoder:
         stored = store_bases(decomposition, self.form, self.known, self.seed, is_shared)
         return stored, self.codec.fit((stored.origin or stored.decomposition).deltas)
 
+    def _each(
+        self,
+        stored: StoredBases,
+        fitted: GroupCodec,
+        seen: Callable[[torch.Tensor], None] | None,
+    ) -> Generator[EncodedExpert, None, None]:
+        """All matrices in order. Arguments as of `one` and `encode`."""
+        decomposition = stored.decomposition
+
+        def encode_one(
+            number: int, weight: torch.Tensor, packed: Packed | None = None
+        ) -> EncodedExpert:
+            is_first = fitted.members(fitted.uses[number])[0] == number
+            return self.one(stored, fitted, number, weight, probes=is_first, packed=packed)
+
+        if decomposition.base.device.type == "cpu" or not fitted.is_encoded_together:
+            yield from decomposition.each(encode_one, self.threads, seen)
+            return
+        shape = (decomposition.group.shape[1], decomposition.group.shape[2])
+        of_inputs = max((each.nbytes for each in self.known.own), default=0)
+        numbers, held = count(), fitted.working_bytes(shape) + of_inputs
+        # copies, as another expert takes the memory
+        with closing(decomposition.each(lambda _, weight: weight.clone(), 1, seen)) as weights:
+            for some in batches(weights, lambda _: held):
+                experts = [next(numbers) for _ in some]
+                starts = [stored.delta_start(number, fitted.expert(number)) for number in experts]
+                contexts = [
+                    self.known.context(decomposition.group, number, self.seed) for number in experts
+                ]
+                packed = packed_together(fitted, experts, some, starts, contexts)
+                yield from map(encode_one, experts, some, packed)
+
     def one(
         self,
         stored: StoredBases,
@@ -195,9 +230,10 @@ class Encoder:
         weight: torch.Tensor,
         *,
         probes: bool = False,
+        packed: Packed | None = None,
     ) -> EncodedExpert:
         """One matrix `[out, in]`. stored, fitted: of `prepared`. probes: whether to measure what
-        rounding does. Raises CodecError."""
+        rounding does. packed: as of `encode_expert`. Raises CodecError."""
         decomposition, known = stored.decomposition, self.known
         return encode_expert(
             fitted.expert(number),
@@ -210,6 +246,7 @@ class Encoder:
             shrinks=known.shrinks,
             origin=stored.start_of(number),
             rounded_from=stored.unrounded_of(number) if probes else None,
+            packed=packed,
         )
 
 
@@ -234,23 +271,23 @@ def store_bases(
     bases = list(base.to(where)) if stacked else [base.to(where)]
     zeros = torch.zeros_like(bases[0])
     codec = form.stacked.fit(lambda chosen: [bases[number].float() for number in chosen])
-    coded, given_back, unrounded = list[Parts](), [], []
-    cost: float | None = 0.0
-    router_noise: float | None = 0.0
-    for number, each in enumerate(bases):
-        members = _members(decomposition, number)
-        context = known.base_context(decomposition.group, number, members, seed)
-        packed = codec.expert(number).pack(each, zeros, context)
+    sets = [_members(decomposition, number) for number in range(len(bases))]
+    contexts = [
+        known.base_context(decomposition.group, number, members, seed)
+        for number, members in enumerate(sets)
+    ]
+    coded = packed_each(codec.codecs[0], bases, [zeros] * len(bases), contexts)
+    given_back, unrounded = [], []
+    costs, router_noises = list[torch.Tensor | None](), list[torch.Tensor | None]()
+    for number, (each, packed) in enumerate(zip(bases, coded, strict=True)):
+        members, context = sets[number], contexts[number]
         again = codec.expert(number).unpack(packed, zeros, context)
         given_back.append(again)
         if is_shared:
             unrounded.append(codec.expert(number).unpack_as(torch.float32, packed, zeros, context))
             error = difference(again, each)
-            cost = total(cost, cost_of(known.of_base, members, error, known.guiding))
-            router_noise = total(
-                router_noise, cost_of(known.routers_of_base, members, error, known.guiding)
-            )
-        coded.append(packed)
+            costs.append(_cost_of(known.of_base, members, error, known.guiding))
+            router_noises.append(_cost_of(known.routers_of_base, members, error, known.guiding))
     tensors, lengths = codec.stack(_left(coded))
 
     def against(bases: list[torch.Tensor]) -> Decomposition:
@@ -266,8 +303,8 @@ def store_bases(
         replace(form, codec=codec.codecs[0], lengths=lengths),
         {f"base.{part}": tensor for part, tensor in tensors.items()},
         decomposition if is_shared else None,
-        cost,
-        router_noise,
+        _summed(costs),
+        _summed(router_noises),
         against(unrounded) if is_shared else None,
     )
 
@@ -283,16 +320,24 @@ def total(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one + other
 
 
-def cost_of(
+def _cost_of(
     of_base: Shared | None,
     members: Sequence[int],
     error: torch.Tensor,
     moments: torch.Tensor | None,
-) -> float | None:
-    """What an error costs that these experts share; None if it was not measured. moments: as of
-    `Curvature.cost`."""
+) -> torch.Tensor | None:
+    """What an error costs that these experts share, float64 `[]` on its device; None if it was not
+    measured. moments: as of `Curvature.cost`."""
     curvature = of_base(members) if of_base is not None else None
-    return None if curvature is None else float(curvature.cost(error, moments))
+    return None if curvature is None else curvature.cost(error, moments)
+
+
+def _summed(costs: Sequence[torch.Tensor | None]) -> float | None:
+    """The sum of what bases cost, which a GPU is asked for once; None if one is not known."""
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
+        return None
+    return sum(map(float, bring_together(known)), start=0.0)
 
 
 def _members(decomposition: Decomposition, base: int) -> list[int]:

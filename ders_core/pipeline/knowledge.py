@@ -11,7 +11,6 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
-from ders_core.compute.checks import checked_later
 from ders_core.compute.sent import sent
 from ders_core.decompose.distortion import sums_of, sums_of_pieces
 from ders_core.errors import DersError
@@ -21,6 +20,7 @@ from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.given_back import keeping, whole
 from ders_core.pipeline.judge import Judge, Losses, probe_sums, sums_of_weights
 from ders_core.pipeline.moments import guiding_moments, moments_of_experts
+from ders_core.pipeline.together import Packed, packed_alone
 
 Shared = Callable[[Sequence[int]], "Curvature | None"]
 """Of experts by their numbers: the curvature of an error that they share."""
@@ -237,17 +237,18 @@ def encode_expert(
     shrinks: bool = True,
     origin: torch.Tensor | None = None,
     rounded_from: torch.Tensor | None = None,
+    packed: Packed | None = None,
 ) -> EncodedExpert:
     """Pack one matrix `[out, in]`, unpack it again, and compare. charge, router: as of the methods
     of `Knowledge`; inputs, shrinks: as of `Knowledge`. origin: what the delta is taken against, if
     it is not the base that it will be added to; then costs are those of the delta alone.
     rounded_from: that base, in float32 if the delta does not know its rounding, to measure what
-    rounding does to PROBED_ROWS; None: not measured. Raises CodecError; of what is checked on a
-    GPU, `EncodedExpert.losses_by` does."""
+    rounding does to PROBED_ROWS; None: not measured. packed: the matrix, if that was done with
+    others. Raises CodecError; of what is checked on a GPU, `EncodedExpert.losses_by` does."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
     is_judged = inputs is not None or charge is not None
-    with checked_later() as checks:
-        parts = codec.pack(weight, start, context)
+    packed = packed or packed_alone(codec, weight, start, context)
+    parts, checks = packed.parts, packed.checks
     pieces, delta, rows = _given_back(codec, parts, base, context, rounded_from is not None)
     if is_judged:
         synthesized = judged = whole(pieces, base)

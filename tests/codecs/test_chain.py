@@ -18,6 +18,7 @@ from support.codec_support import (
     round_trip,
     second_moments,
 )
+from support.counted_device import DEVICE, counted_waits
 
 from ders_core.codecs import Chain, DeltaCodec, Entropy, LowRank, Quantized, Sparse, make_codec
 
@@ -103,3 +104,21 @@ def test_a_calibration_reaches_every_stage() -> None:
     chain = Chain(stages=(LowRank(rank=4), Quantized(bits=2)))
     known = context(moments=second_moments(x))
     assert output_error(chain, delta, known, x) < 0.6 * output_error(chain, delta, context(), x)
+
+
+def test_a_stage_without_parts_is_where_the_others_are() -> None:
+    """A rank of 0 with factors in a few bits, on a device: nothing tells where it is."""
+    delta, shape, plain = gauss((24, 32)), (24, 32), context()
+    nothing = LowRank(bits=0.01, factor_bits=4)
+    chain = Chain(stages=(nothing, Quantized(bits=2), nothing))
+    parts = chain.encode(delta, plain)
+    assert {name.partition(".")[0] for name in parts} == {"1"}
+    expected = chain.decode(parts, shape, plain)
+    with torch.inference_mode(), counted_waits():
+        there = chain.encode(delta.to(DEVICE), plain)
+        tunable = chain.tunable(there, shape, plain)
+        values = {name: value.float() for name, value in tunable.values.items()}
+        again = chain.decode(there, shape, plain).cpu(), tunable.decode(values).cpu()
+        assert all(torch.equal(there[name].cpu(), part) for name, part in parts.items())
+    assert torch.equal(again[0], expected)
+    assert torch.equal(again[1], expected)

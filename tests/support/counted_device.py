@@ -30,6 +30,14 @@ SIZED = (
     "aten::unique_consecutive",
     "aten::bincount",
 )
+SOLVERS = (
+    *("eig", "eigh", "eigvals", "eigvalsh", "svd", "svdvals", "cholesky", "inv", "solve"),
+    *("lstsq", "pinv", "matrix_rank", "det", "slogdet"),
+)
+CHECKED = {f"aten::{mark}linalg_{name}" for name in SOLVERS for mark in ("", "_")}
+"""Of `torch.linalg`, what looks on the host whether it went well. On a GPU, factors of Cholesky and
+LU by functions in `_ex` do not unless they are told to, nor do QR and triangular solvers."""
+
 SHAPED_AS = ("aten::expand_as", "aten::view_as", "aten::reshape_as")
 """What stays where it is, wherever the tensor is whose shape it gets."""
 
@@ -97,7 +105,8 @@ class _Waits(TorchDispatchMode):
         if name == "aten::copy_":
             stays = isinstance(args[0], Far)
         is_sized = name in SIZED or _masks(name, arguments) or _repeats(name, arguments)
-        if far and (not stays or name in SCALARS or is_sized):
+        is_checked = name in CHECKED or arguments.get("check_errors", False)
+        if far and (not stays or name in SCALARS or is_sized or is_checked):
             self.counted[name] += 1
         if stays and _is_sent(name, arguments) and not arguments.get("non_blocking"):
             self.counted.sent[name] += 1
@@ -188,8 +197,9 @@ class _Made(TorchFunctionMode):
 @contextmanager
 def counted_waits() -> Iterator[Waits]:
     """Count the operations within the block for which a program would wait until the device has
-    done all that it was given: those that bring values or sizes from there. What is read from files
-    goes to the device; pools of threads have this one alone."""
+    done all that it was given: those that bring values or sizes from there, or look whether a
+    solver went well. What is read from files goes to the device; pools of threads have this one
+    alone."""
     mode, begin, take = _Waits(), PieceBuffer.__init__, PieceBuffer.take
     places = dict[PieceBuffer, torch.device]()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ders_core.compute.krylov import Krylov, Operator
-from ders_core.later import torch
+from ders_core.compute.krylov import Krylov, Operator, Triples
 
-Triples = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
+EXACT_BELOW = 512
+"""Matrices whose shorter side is at most this take the exact SVD; it is as quick."""
 
 OVERSAMPLING = 8
 STEPS, LEAST = 9, 4
@@ -45,6 +45,17 @@ def leading(operator: Operator, rank: int, seed: int) -> Triples:
         if _is_settled(energies, tail):
             break
     return space.triples(rank)
+
+
+def grown(operator: Operator, rank: int, seed: int) -> Krylov:
+    """The space in which `leading` finds them, of all its steps: where a look at the energy would
+    wait, nobody asks whether it is settled."""
+    width, size = rank + OVERSAMPLING, min(operator.shape)
+    space = Krylov(operator, width, seed)
+    for _ in range(min(STEPS, size // width)):
+        space.grow()
+    space.end()
+    return space
 
 
 def _is_settled(energies: list[float], tail: float) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ders_core.codecs.fitting.definite import check_factor
 from ders_core.codecs.fitting.once import OfTheLast
+from ders_core.compute.eigen import largest_eigenvalue
 from ders_core.compute.krylov import Dense, Krylov
 from ders_core.compute.triangles import back_lower, times_lower
 from ders_core.later import torch
@@ -85,16 +86,16 @@ def _compute_metric(moments: torch.Tensor) -> Metric:
 
 
 def _largest(moments: torch.Tensor) -> torch.Tensor:
-    """The largest eigenvalue, float64 `[]`."""
+    """The largest eigenvalue, float64 `[]`; a GPU is not waited for."""
     if not len(moments):
         return moments.new_zeros(())
+    is_on_cpu = moments.device.type == "cpu"
     if len(moments) <= EXACT_BELOW:
-        values: torch.Tensor = torch.linalg.eigvalsh(moments)
-        return values[-1]
+        return torch.linalg.eigvalsh(moments)[-1] if is_on_cpu else largest_eigenvalue(moments)
     space = Krylov(Dense(moments.float()), WIDTH, seed=0)
     for _ in range(STEPS):
         space.grow()
-    return space.values()[0][0].to(moments.device)
+    return space.values()[0][0] if is_on_cpu else largest_eigenvalue(space.gram).sqrt()
 
 
 metric_of = OfTheLast(_compute_metric)

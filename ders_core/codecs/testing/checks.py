@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ders_core.codecs.codec import CODECS, Codec, make_codec
-from ders_core.codecs.testing.packing import check_damage, check_pieces, check_shapes
+from ders_core.codecs.testing.packing import (
+    check_damage,
+    check_pieces,
+    check_shapes,
+    check_together,
+)
 from ders_core.codecs.testing.predictions import check_expected
 from ders_core.codecs.testing.trying import check_tried
 from ders_core.codecs.testing.tuning import check_tuning
@@ -53,6 +58,7 @@ CHECKS: tuple[Callable[[Codec], None], ...] = (
     check_parameters,
     check_shapes,
     check_pieces,
+    check_together,
     check_damage,
     check_tried,
     check_tuning,

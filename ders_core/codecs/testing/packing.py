@@ -87,6 +87,26 @@ def check_packing(
     return parts, restored
 
 
+def check_together(codec: Codec) -> None:
+    """Deltas that are encoded together have the parts that each has alone, by its own context."""
+    if not isinstance(codec, DeltaCodec):
+        return
+    deltas = [gaussian((13, 29), seed, 0.05 * seed) for seed in (1, 2, 3)]
+    contexts = [
+        EncodeContext(torch.bfloat16, seed, second_moments(29, 40 + seed), curvature((13, 29)))
+        for seed in (5, 6, 7)
+    ]
+    fitted = codec.fit(deltas)
+    assert isinstance(fitted, DeltaCodec)
+    before = [delta.clone() for delta in deltas]
+    together = fitted.encode_each(deltas, contexts)
+    assert len(together) == len(deltas)
+    assert all(map(same_bits, deltas, before)), "encode_each changed its input"
+    for parts, delta, context in zip(together, deltas, contexts, strict=True):
+        assert same_parts(parts, fitted.encode(delta, context))
+    assert not fitted.encode_each([], [])
+
+
 def check_encoding(
     codec: DeltaCodec, delta: torch.Tensor, context: EncodeContext
 ) -> tuple[Parts, torch.Tensor]:
