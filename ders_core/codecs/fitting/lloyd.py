@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values
 from ders_core.later import torch
 
@@ -61,18 +62,29 @@ class Histogram:
         places = torch.where(filled, centre, -torch.inf).cummax(0).values
         table = _companded(filled, places, up_to[2], 2**bits)
         before = torch.nn.functional.pad(up_to[:2], (1, 0))
-        begin, end = (
-            torch.full_like(filled[:1], edge, dtype=torch.int64) for edge in (0, len(mass))
-        )
-        for _ in range(SWEEPS):
-            edges = torch.searchsorted(places, (table[1:] + table[:-1]) / 2)
-            inside, shares = before[:, torch.cat([begin, edges, end])].diff(dim=1)
-            means = shares / torch.where(inside > 0, inside, 1.0)
-            moved = torch.where(inside > 0, means, table)
-            if moved.device.type == "cpu" and torch.equal(moved, table):
-                break
-            table = moved.sort().values
+        if kernels.takes(table, places, before):
+            from ders_core.compute.kernels.lloyd import sweep
+
+            sweep(table.numpy(), places.numpy(), before.numpy(), SWEEPS)
+        else:
+            table = _swept(table, places, before)
         return table.float()
+
+
+def _swept(table: torch.Tensor, places: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """As `compute.kernels.lloyd.sweep`, without compiled loops; a new table."""
+    begin, end = (
+        places.new_full((1,), edge, dtype=torch.int64) for edge in (0, len(places))
+    )
+    for _ in range(SWEEPS):
+        edges = torch.searchsorted(places, (table[1:] + table[:-1]) / 2)
+        inside, shares = before[:, torch.cat([begin, edges, end])].diff(dim=1)
+        means = shares / torch.where(inside > 0, inside, 1.0)
+        moved = torch.where(inside > 0, means, table)
+        if moved.device.type == "cpu" and torch.equal(moved, table):
+            break
+        table = moved.sort().values
+    return table
 
 
 def _companded(
