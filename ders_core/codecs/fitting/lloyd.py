@@ -73,9 +73,7 @@ class Histogram:
 
 def _swept(table: torch.Tensor, places: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     """As `compute.kernels.lloyd.sweep`, without compiled loops; a new table."""
-    begin, end = (
-        places.new_full((1,), edge, dtype=torch.int64) for edge in (0, len(places))
-    )
+    begin, end = (places.new_full((1,), edge, dtype=torch.int64) for edge in (0, len(places)))
     for _ in range(SWEEPS):
         edges = torch.searchsorted(places, (table[1:] + table[:-1]) / 2)
         inside, shares = before[:, torch.cat([begin, edges, end])].diff(dim=1)
