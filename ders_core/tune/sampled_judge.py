@@ -1,7 +1,8 @@
 """Says what a matrix of a sample loses in many codecs, several of them at once.
 
-A sample has few rows, and products of few rows with second moments take as long as it takes to read
-these. So the errors of several codecs are one stack of rows.
+A sample has few rows: products of these with second moments take longer a row than those of many,
+and what is called around them takes as long again. So the errors of several codecs are one stack of
+rows.
 """
 
 from __future__ import annotations

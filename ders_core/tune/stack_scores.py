@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -14,7 +13,6 @@ from ders_core.codecs.group import GroupCodec
 from ders_core.codecs.tried_matrix import TriedDelta, WholeDelta
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition, without_base
-from ders_core.errors import CodecError
 from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import Knowledge
 from ders_core.pipeline.plan import PIECE
@@ -115,12 +113,7 @@ class GroupScorer:
 
     def base(self, codecs: Sequence[Codec]) -> tuple[Candidate, ...]:
         """The candidates of the group's base, whose errors all experts share."""
-        candidates = list[Candidate]()
-        base = SampledBase.of(self._rows)
-        for codec in codecs:
-            with suppress(CodecError):  # steps too fine for the values
-                candidates.append(base.candidate(codec, self.group))
-        return tuple(candidates)
+        return tuple(SampledBase.of(self._rows).candidates(codecs, self.group))
 
     @cached_property
     def _rows(self) -> Sampled:

@@ -100,7 +100,9 @@ def _companded(
 
 def _cube_roots(mass: torch.Tensor) -> torch.Tensor:
     if mass.device.type == "cpu":  # as files of before have it: torch rounds otherwise
-        return torch.from_numpy(mass.numpy() ** (1 / 3))
+        roots, filled = torch.zeros_like(mass), mass > 0  # most bins of a few values are empty
+        roots[filled] = torch.from_numpy(mass[filled].numpy() ** (1 / 3))
+        return roots
     return mass ** (1 / 3)
 
 
