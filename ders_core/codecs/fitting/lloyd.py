@@ -54,8 +54,11 @@ class Histogram:
     def levels(self, bits: int) -> torch.Tensor:
         """2^bits levels, float32, ascending: Lloyd's iteration in float64, which starts from the
         compander that is best at high resolution (density^⅓, Panter and Dite 1951)."""
-        mass, filled = self.mass, self.mass > 0
-        centre = self.total / torch.where(filled, mass, 1.0)
+        mass, total, filled = self.mass, self.total, self.mass > 0
+        if mass.device.type == "cpu" and bool(filled.any()):  # of a few values most are empty
+            mass, total = mass[filled], total[filled]
+            filled = mass > 0
+        centre = total / torch.where(filled, mass, 1.0)
         sums = torch.stack([mass, torch.where(filled, mass * centre, 0.0), _cube_roots(mass)])
         up_to = sums.cumsum(1)
         # an empty bin is where the last one before it is, and weighs nothing
@@ -100,9 +103,7 @@ def _companded(
 
 def _cube_roots(mass: torch.Tensor) -> torch.Tensor:
     if mass.device.type == "cpu":  # as files of before have it: torch rounds otherwise
-        roots, filled = torch.zeros_like(mass), mass > 0  # most bins of a few values are empty
-        roots[filled] = torch.from_numpy(mass[filled].numpy() ** (1 / 3))
-        return roots
+        return torch.from_numpy(mass.numpy() ** (1 / 3))
     return mass ** (1 / 3)
 
 
