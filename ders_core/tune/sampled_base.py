@@ -89,10 +89,11 @@ class SampledBase:
             for curvature in (self.context.curvature, self.router)
         )
         shape, told = (group.shape[1], group.shape[2]), torch.stack([noise, outputs, router])
-        for each, figures in zip(coded, told.T.tolist(), strict=True):
+        for each, (lost, moved, tipped) in zip(coded, told.T.tolist(), strict=True):
             same = GroupCodec.same(each.codec, 1)
             nbytes = foretold_bytes(same, shape, group.dtype, each.ragged / share)
-            yield Candidate(each.codec, nbytes, each.codec.exact, *figures, 1.0, each.error)
+            exact = each.codec.exact
+            yield Candidate(each.codec, nbytes, exact, lost, moved, tipped, 1.0, each.error)
 
 
 @dataclass(frozen=True)
