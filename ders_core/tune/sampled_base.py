@@ -82,18 +82,18 @@ class SampledBase:
         outputs = nothing
         if inputs is not None and self.energy:
             outputs = len(self.sampled.weights) * inputs.outputs_squared(errors) / self.energy
-        noise, router = (
+        costs, router_costs = (
             curvature.squares(errors, self.context.moments) / 2 / share
             if curvature is not None
             else nothing
             for curvature in (self.context.curvature, self.router)
         )
-        shape, told = (group.shape[1], group.shape[2]), torch.stack([noise, outputs, router])
-        for each, (lost, moved, tipped) in zip(coded, told.T.tolist(), strict=True):
+        shape, told = (group.shape[1], group.shape[2]), torch.stack([costs, outputs, router_costs])
+        for each, (noise, output, router) in zip(coded, told.T.tolist(), strict=True):
             same = GroupCodec.same(each.codec, 1)
             nbytes = foretold_bytes(same, shape, group.dtype, each.ragged / share)
             exact = each.codec.exact
-            yield Candidate(each.codec, nbytes, exact, lost, moved, tipped, 1.0, each.error)
+            yield Candidate(each.codec, nbytes, exact, noise, output, router, 1.0, each.error)
 
 
 @dataclass(frozen=True)
