@@ -72,11 +72,15 @@ class Curvature:
         correlation R of inputs: errors that hang together along a row may cost more or less than
         independent ones, which cost ½ Σ C_ij E_ij².
         """
-        return self.inner_products(lambda rows: [error[rows]], 1, error.device, moments)[0, 0] / 2
+
+        def read(rows: slice, weigh: Weigh) -> Sequence[Weighed]:
+            return [weigh(error[rows])]
+
+        return self.inner_products(read, 1, error.device, moments)[0, 0] / 2
 
     def inner_products(
         self,
-        read: Callable[[slice], Sequence[torch.Tensor]],
+        read: Callable[[slice, Weigh], Sequence[Weighed]],
         count: int,
         device: torch.device,
         moments: torch.Tensor | None = None,
@@ -85,30 +89,82 @@ class Curvature:
         which nothing waits for: that of one with itself is twice what `cost` says. moments: as of
         `cost`.
 
-        read: some rows of each matrix, on the device.
+        read: some rows of each matrix, on the device, weighed by the function that it is given.
         """
         sums = torch.zeros(count, count, dtype=torch.float64, device=device)
         total = self.total
         if not total:
             return sums
-        metric: _Metric
-        if moments is None or moments.dim() == 1:
-            metric = _Apart.of(self, device)
-        else:
-            metric = _Related.of(self, moments, device)
+        metric = self._metric(moments, device)
         shape = (len(self.rows), len(self.columns))
         rows = sent(self.rows, device).double()
         for piece in row_pieces(shape, metric.values(shape)):
-            scales, products = metric.products(read(piece))
-            for (one, other), product in products.items():
-                part = (product @ rows[piece]) * scales[one] * scales[other]
+            weighed = read(piece, metric.weigh)
+            for one, other in _pairs(count):
+                left, right = weighed[one], weighed[other]
+                product = metric.products(left, right)
+                part = (product @ rows[piece]) * left.scale * right.scale
                 sums[one, other] += part / total
                 sums[other, one] = sums[one, other]
         return sums
 
+    def squares(self, stack: torch.Tensor, moments: torch.Tensor | None) -> torch.Tensor:
+        """The inner product of each matrix of a stack `[n, out, in]` float32 on a CPU with itself,
+        float64 `[n]`. moments: as of `cost`."""
+        sums = torch.zeros(len(stack), dtype=torch.float64)
+        for weighed, metric, rows in self._weighed(stack, moments):
+            sums += metric.products(weighed, weighed) @ rows * weighed.scale.square()
+        return sums
 
-Products = dict[tuple[int, int], "torch.Tensor"]
-"""Of each row of two matrices, by their numbers in ascending order, float64 `[rows]`."""
+    def squares_and_last(self, stack: torch.Tensor, moments: torch.Tensor | None) -> torch.Tensor:
+        """`squares`, and the inner product of each with the last one: float64 `[2, n]`."""
+        sums = torch.zeros(2, len(stack), dtype=torch.float64)
+        for weighed, metric, rows in self._weighed(stack, moments):
+            found = [metric.products(weighed, other) for other in (weighed, weighed.last)]
+            sums += torch.stack(found) @ rows * weighed.scale.square()
+        return sums
+
+    def _weighed(
+        self, stack: torch.Tensor, moments: torch.Tensor | None
+    ) -> Iterator[tuple[Weighed, _Metric, torch.Tensor]]:
+        """Some rows of each matrix of a stack, by what, and what these rows weigh."""
+        count, out, width = stack.shape
+        if not self.total:
+            return
+        metric, rows = self._metric(moments, stack.device), self.rows.double() / self.total
+        for piece in row_pieces((out, width), metric.values((out, width)) // count):
+            some = stack[:, piece]
+            weighed = metric.weigh(some.reshape(-1, width))
+            yield weighed.viewed(some.shape), metric, rows[piece]
+
+    def _metric(self, moments: torch.Tensor | None, device: torch.device) -> _Metric:
+        if moments is None or moments.dim() == 1:
+            return _Apart.of(self, device)
+        return _Related.of(self, moments, device)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Some rows of a matrix as a curvature weighs them, for products with others. scale: what they
+    were divided by, float64 `[]`. rows, half: `[..., rows, in]`; half of their product with the
+    metric (`half_product`), or the rows again where columns are independent."""
+
+    scale: torch.Tensor
+    rows: torch.Tensor
+    half: torch.Tensor
+
+    def viewed(self, shape: Sequence[int]) -> Weighed:
+        """Of several matrices of a shape `[n, rows, in]`, whose rows these are."""
+        return Weighed(self.scale, self.rows.view(shape), self.half.view(shape))
+
+    @property
+    def last(self) -> Weighed:
+        """Of the last one of several matrices."""
+        return Weighed(self.scale, self.rows[-1], self.half[-1])
+
+
+Weigh = Callable[["torch.Tensor"], Weighed]
+"""Of some rows `[rows, in]` of a matrix."""
 
 
 class _Metric(ABC):
@@ -119,8 +175,12 @@ class _Metric(ABC):
         """How many values of a matrix of this shape are multiplied at a time."""
 
     @abstractmethod
-    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Products]:
-        """(what each matrix was divided by, float64 `[matrices]`; the products of their rows)."""
+    def weigh(self, matrix: torch.Tensor) -> Weighed:
+        """matrix: some rows, `[rows, in]`."""
+
+    @abstractmethod
+    def products(self, one: Weighed, other: Weighed) -> torch.Tensor:
+        """Of each row of the one with the same of the other, float64 `[..., rows]`."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +196,12 @@ class _Apart(_Metric):
     def values(self, shape: tuple[int, int]) -> int:
         return chunk_values(self.weights.device)
 
-    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Products]:
-        exact = [matrix.double() for matrix in matrices]
-        return self.weights.new_ones(len(exact)), {
-            (one, other): (exact[one] * exact[other]) @ self.weights
-            for one, other in _pairs(len(exact))
-        }
+    def weigh(self, matrix: torch.Tensor) -> Weighed:
+        exact = matrix.double()
+        return Weighed(self.weights.new_ones(()), exact, exact)
+
+    def products(self, one: Weighed, other: Weighed) -> torch.Tensor:
+        return (one.rows * other.rows) @ self.weights
 
 
 @dataclass(frozen=True)
@@ -161,26 +221,16 @@ class _Related(_Metric):
     def values(self, shape: tuple[int, int]) -> int:
         return values_at_once(shape, self.root.device)
 
-    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Products]:
-        scales = [tensor_scale_of(matrix) for matrix in matrices]
-        weighed = [
-            (matrix.float() / scale).mul_(self.root)
-            for matrix, scale in zip(matrices, scales, strict=True)
-        ]
-        halves = [half_product(each, self.correlation) for each in weighed]
-        return torch.stack(scales).double() * self.scale, {
-            (one, other): _summed(halves[one], weighed[other], halves[other], weighed[one])
-            for one, other in _pairs(len(weighed))
-        }
+    def weigh(self, matrix: torch.Tensor) -> Weighed:
+        scale = tensor_scale_of(matrix)
+        rows = (matrix.float() / scale).mul_(self.root)
+        return Weighed(scale.double() * self.scale, rows, half_product(rows, self.correlation))
 
-
-def _summed(
-    half: torch.Tensor, other: torch.Tensor, others: torch.Tensor, own: torch.Tensor
-) -> torch.Tensor:
-    """The products of rows whose halves these are, float64."""
-    if half is others:
-        return (half * own).sum(1).double()
-    return ((half * other).sum(1).double() + (others * own).sum(1).double()) / 2
+    def products(self, one: Weighed, other: Weighed) -> torch.Tensor:
+        if one is other:
+            return (one.half * one.rows).sum(-1).double()
+        here, there = one.half * other.rows, other.half * one.rows
+        return (here.sum(-1).double() + there.sum(-1).double()) / 2
 
 
 def _pairs(count: int) -> Iterator[tuple[int, int]]:

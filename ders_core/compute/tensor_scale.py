@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ders_core.compute.magnitude import COMFORTABLE
+from ders_core.compute.magnitude import COMFORTABLE, scale_of
 from ders_core.later import torch
 
 LEAST, BIAS, MANTISSA = -126, 127, 23
@@ -12,6 +12,13 @@ in bits, and the bits of a mantissa."""
 
 def tensor_scale_of(values: torch.Tensor) -> torch.Tensor:
     """`magnitude.scale_of`, float32 `[]` on the device of the values, which are floats."""
+    if values.device.type == "cpu":  # there numbers are quicker than tensors of one
+        return torch.tensor(scale_of(values))
+    return scale_from_bits(values)
+
+
+def scale_from_bits(values: torch.Tensor) -> torch.Tensor:
+    """The same by operations on tensors alone."""
     if not values.numel():
         return torch.ones((), device=values.device)
     least, most = torch.aminmax(values)

@@ -168,14 +168,20 @@ def relative_errors(error: float, delta_energy: float, weight_energy: float) -> 
 def output_squared(error: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
     """E‖E·x‖² for an error E `[out, in]`, of inputs x with the second moments `[in, in]` float32,
     symmetric, or `[in]` their diagonal: float64 `[]` on their device, which nothing waits for."""
-    total = torch.zeros((), dtype=torch.float64, device=error.device)
-    for rows in output_pieces(error.shape, moments):
-        piece = error[rows].float()
+    return outputs_squared(error.unsqueeze(0), moments)[0]
+
+
+def outputs_squared(errors: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
+    """The same of each of some errors `[n, out, in]`: float64 `[n]`."""
+    count, out, width = errors.shape
+    total = torch.zeros(count, dtype=torch.float64, device=errors.device)
+    for rows in output_pieces((out, count * width), moments):
+        piece = errors[:, rows].reshape(-1, width).float()
         scale = tensor_scale_of(piece)
         piece = piece / scale
         weighted = piece * moments if moments.dim() == 1 else half_product(piece, moments)
-        square = weighted.mul_(piece).sum(1).sum(dtype=torch.float64)
-        total += square * scale.double().square()
+        squares = weighted.mul_(piece).sum(1).view(count, -1).sum(1, dtype=torch.float64)
+        total += squares * scale.double().square()
     return total.clamp_min(0)
 
 

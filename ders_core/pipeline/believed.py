@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ders_core.decompose.distortion import output_squared
+from ders_core.decompose.distortion import outputs_squared
 from ders_core.later import torch
 
 DOUBT = 1.5
@@ -41,8 +41,12 @@ class Inputs:
     def output_squared(self, error: torch.Tensor) -> torch.Tensor:
         """E‖E·x‖² for an error E `[out, in]`, of the inputs as they were measured: float64 `[]` on
         their device, which nothing waits for."""
-        shrunken = output_squared(error, self.believed)
+        return self.outputs_squared(error.unsqueeze(0))[0]
+
+    def outputs_squared(self, errors: torch.Tensor) -> torch.Tensor:
+        """The same of each of some errors `[n, out, in]`: float64 `[n]`."""
+        shrunken = outputs_squared(errors, self.believed)
         if self.share == 1:
             return shrunken
-        alone = output_squared(error, self.believed.diagonal())
+        alone = outputs_squared(errors, self.believed.diagonal())
         return ((shrunken - (1 - self.share) * alone) / self.share).clamp_min(0)

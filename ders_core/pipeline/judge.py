@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ders_core.codecs import Codec, EncodeContext
+from ders_core.codecs import EncodeContext
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.synthesis import combine
-from ders_core.codecs.tried_matrix import TriedMatrix, WholeDelta
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.decompose.distortion import Squares, gain_of, output_pieces, sums_of
 from ders_core.later import torch
@@ -110,7 +109,7 @@ class Losses:
 class Judge:
     """Says what a matrix loses. weight, start: `[out, in]` in storage dtype, and what its delta is
     taken against. The rest: as of
-    `ders_core.pipeline.knowledge.encode_expert`. find_whole: as of `TriedMatrix`."""
+    `ders_core.pipeline.knowledge.encode_expert`."""
 
     weight: torch.Tensor
     start: torch.Tensor
@@ -119,19 +118,6 @@ class Judge:
     router: Curvature | None = None
     inputs: Inputs | None = None
     shrinks: bool = True
-    find_whole: Callable[[], WholeDelta] | None = None
-
-    def tried(self, codec: Codec) -> tuple[Losses, float]:
-        """What it loses in a codec whose delta is added to what it is taken against, and about the
-        bytes of `ragged` parts. Raises CodecError."""
-        synthesized, ragged = codec.tried(self._matrix, self.context)
-        squares = sums_of(synthesized, self.weight, self.start)
-        sums = self.sums(synthesized, synthesized, squares, squares, squares.new_zeros(2))
-        return Losses.of(sums.tolist()), ragged
-
-    def ragged_bytes(self, codec: Codec) -> float:
-        """The second alone. Raises CodecError."""
-        return codec.tried(self._matrix, self.context)[1]
 
     def sums(
         self,
@@ -168,10 +154,6 @@ class Judge:
                 router_noise = deviation.noise_cost(kept, self.router, moments)
         costs = torch.stack([output, self._energy, noise_cost, router_noise])
         return torch.cat([squares, own, costs, probe, correlated])
-
-    @cached_property
-    def _matrix(self) -> TriedMatrix:
-        return TriedMatrix(self.weight, self.start, self.find_whole)
 
     @cached_property
     def _energy(self) -> torch.Tensor:

@@ -13,9 +13,9 @@ from ders_core.codecs.tried_matrix import WholeDelta
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.errors import CodecError
 from ders_core.later import torch
-from ders_core.pipeline.judge import Judge
 from ders_core.pipeline.knowledge import Knowledge
 from ders_core.pipeline.sampling import Rows, SampledMatrix
+from ders_core.tune.sampled_judge import SampledJudge
 
 
 @dataclass(frozen=True)
@@ -102,20 +102,20 @@ class Sampled:
         fitted = self._fitted(codecs)
         found: dict[Codec, list[SampledMatrix]] = {codec: [] for codec in codecs}
         for number in chosen:
-            judge = self._judge(number)
-            for codec in list(found):
-                try:
-                    losses, ragged = judge.tried(fitted[codec].expert(number))
-                except CodecError:
+            left = list(found)
+            tried = self._judge(number).tried([fitted[codec].expert(number) for codec in left])
+            for codec, each in zip(left, tried, strict=True):
+                if each is None:
                     del found[codec]
-                    continue
-                found[codec].append(SampledMatrix(losses, round(ragged)))
+                else:
+                    losses, ragged = each
+                    found[codec].append(SampledMatrix(losses, round(ragged)))
         return found
 
-    def _judge(self, number: int) -> Judge:
+    def _judge(self, number: int) -> SampledJudge:
         """Of a matrix; it keeps what all codecs have in common."""
         known = self.known
-        return Judge(
+        return SampledJudge(
             self.weights[number],
             self.decomposition.base_of(number),
             known.context(self.decomposition.group, number, self.seed),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ders_core.checkpoint import ExpertGroup
@@ -15,6 +17,7 @@ from ders_core.errors import CodecError
 from ders_core.later import torch
 from ders_core.pipeline.sampling import foretold_bytes
 from ders_core.tune.sampled import Sampled
+from ders_core.tune.sampled_judge import VALUES
 from ders_core.tune.scores import Candidate
 
 
@@ -48,26 +51,57 @@ class SampledBase:
             float(sum(energies)),
         )
 
-    def candidate(self, codec: Codec, group: ExpertGroup) -> Candidate:
-        """group: of all rows. Raises CodecError."""
-        base, share = self.matrix.weight, self.sampled.rows.share
-        inputs, moments = self.sampled.known.inputs, self.context.moments
-        after, ragged = codec.fit([self.matrix.delta.matrix]).tried(self.matrix, self.context)
+    def candidates(self, codecs: Sequence[Codec], group: ExpertGroup) -> list[Candidate]:
+        """In their order, but for those whose steps are too fine for the values. group: of all
+        rows."""
+        found = list[Candidate]()
+        many = max(VALUES // max(self.matrix.weight.numel(), 1), 1)
+        for begin in range(0, len(codecs), many):
+            coded = list[_Coded]()
+            for codec in codecs[begin : begin + many]:
+                with suppress(CodecError):
+                    coded.append(self._coded(codec))
+            if coded:
+                found += self._judged(coded, group)
+        return found
+
+    def _coded(self, codec: Codec) -> _Coded:
+        """Raises CodecError."""
+        fitted = codec.fit([self.matrix.delta.matrix])
+        after, ragged = fitted.tried(self.matrix, self.context)
         if not is_finite(after):
             raise CodecError(f"the base's values are too large for codec {codec.label!r}")
-        error = difference(after, base)
-        curvature, output = self.context.curvature, 0.0
+        base = self.matrix.weight
+        error = compare(after, base, self.matrix.base).relative[1]
+        return _Coded(codec, difference(after, base), ragged, error)
+
+    def _judged(self, coded: Sequence[_Coded], group: ExpertGroup) -> Iterator[Candidate]:
+        share, inputs = self.sampled.rows.share, self.sampled.known.inputs
+        errors = torch.stack([each.difference for each in coded])
+        nothing = torch.zeros(len(coded), dtype=torch.float64)
+        outputs = nothing
         if inputs is not None and self.energy:
-            lost = float(inputs.output_squared(error))
-            output = len(self.sampled.weights) * lost / self.energy
-        same, shape = GroupCodec.same(codec, 1), (group.shape[1], group.shape[2])
-        return Candidate(
-            codec,
-            foretold_bytes(same, shape, group.dtype, ragged / share),
-            codec.exact,
-            float(curvature.cost(error, moments)) / share if curvature is not None else 0.0,
-            output,
-            float(self.router.cost(error, moments)) / share if self.router is not None else 0.0,
-            1.0,
-            compare(after, base, self.matrix.base).relative[1],
+            outputs = len(self.sampled.weights) * inputs.outputs_squared(errors) / self.energy
+        costs, router_costs = (
+            curvature.squares(errors, self.context.moments) / 2 / share
+            if curvature is not None
+            else nothing
+            for curvature in (self.context.curvature, self.router)
         )
+        shape, told = (group.shape[1], group.shape[2]), torch.stack([costs, outputs, router_costs])
+        for each, (noise, output, router) in zip(coded, told.T.tolist(), strict=True):
+            same = GroupCodec.same(each.codec, 1)
+            nbytes = foretold_bytes(same, shape, group.dtype, each.ragged / share)
+            exact = each.codec.exact
+            yield Candidate(each.codec, nbytes, exact, noise, output, router, 1.0, each.error)
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """What came back of the base in a codec. difference: float32 `[rows, in]`, from what it was.
+    ragged: as of `Codec.tried`. error: as of `Candidate`."""
+
+    codec: Codec
+    difference: torch.Tensor
+    ragged: float
+    error: float

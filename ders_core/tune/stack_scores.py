@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -14,7 +13,6 @@ from ders_core.codecs.group import GroupCodec
 from ders_core.codecs.tried_matrix import TriedDelta, WholeDelta
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition, without_base
-from ders_core.errors import CodecError
 from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import Knowledge
 from ders_core.pipeline.plan import PIECE
@@ -79,14 +77,22 @@ class GroupScorer:
     def _tried(
         self, codecs: Sequence[Codec], some: Callable[[Sampled], Sequence[int]]
     ) -> dict[Codec, Tried]:
-        """In their order. some: of the chosen matrices of a sample."""
-        found = dict[Codec, Tried]()
+        """In their order. some: of the chosen matrices of a sample.
+
+        Matrix after matrix, in all codecs: what they make of its own second moments is made once.
+        """
+        kinds = list[_OfAKind]()
         for by_rows in (True, False):
-            tried = [codec for codec in codecs if codec.acts_by_rows == by_rows]
-            if tried:
+            alike = [codec for codec in codecs if codec.acts_by_rows == by_rows]
+            if alike:
                 sampled = self._rows if by_rows else self._whole
-                found |= sampled.tried(tried, some(sampled))
-        return {codec: found[codec] for codec in codecs if codec in found}
+                kinds.append(_OfAKind.of(sampled, some(sampled), alike))
+        for number in sorted({number for kind in kinds for number in kind.chosen}):
+            for kind in kinds:
+                kind.try_matrix(number)
+        found = {codec: tried for kind in kinds for codec, tried in kind.found.items()}
+        in_order = ((codec, found.get(codec)) for codec in codecs)
+        return {codec: tried for codec, tried in in_order if tried is not None}
 
     def _candidate(
         self, codec: Codec, tried: Tried, some: Sequence[int] | None = None
@@ -107,12 +113,7 @@ class GroupScorer:
 
     def base(self, codecs: Sequence[Codec]) -> tuple[Candidate, ...]:
         """The candidates of the group's base, whose errors all experts share."""
-        candidates = list[Candidate]()
-        base = SampledBase.of(self._rows)
-        for codec in codecs:
-            with suppress(CodecError):  # steps too fine for the values
-                candidates.append(base.candidate(codec, self.group))
-        return tuple(candidates)
+        return tuple(SampledBase.of(self._rows).candidates(codecs, self.group))
 
     @cached_property
     def _rows(self) -> Sampled:
@@ -144,6 +145,32 @@ class GroupScorer:
     def _decomposed(self, group: ExpertGroup) -> Decomposition:
         ((_, decomposition),) = self.recipe.base.decompositions(group, self.context)
         return decomposition
+
+
+@dataclass
+class _OfAKind:
+    """Codecs that are judged by the same rows. chosen: the matrices that they are tried on. found:
+    what was tried so far, of the codecs that are left."""
+
+    sampled: Sampled
+    chosen: Sequence[int]
+    found: Mapping[Codec, Tried | None]
+
+    @classmethod
+    def of(cls, sampled: Sampled, chosen: Sequence[int], codecs: Sequence[Codec]) -> _OfAKind:
+        """Before any is tried; where none is chosen, all of that is known."""
+        return cls(sampled, chosen, dict.fromkeys(codecs) if chosen else sampled.tried(codecs, []))
+
+    def try_matrix(self, number: int) -> None:
+        """Do so if it is chosen."""
+        if number not in self.chosen:
+            return
+        tried = self.sampled.tried(list(self.found), [number])
+        self.found = {codec: _together(self.found[codec], each) for codec, each in tried.items()}
+
+
+def _together(before: Tried | None, tried: Tried) -> Tried:
+    return tried if before is None else before.with_more(tried)
 
 
 def _few(sampled: Sampled) -> list[int]:

@@ -211,6 +211,18 @@ def test_every_grid_passes_once(
         assert same(found[1], found[3])
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_levels_are_learnt_alike(kind: str, bits: int) -> None:
+    """Of a few values, fewer than there are levels, and of many; weighed or not."""
+    for count in (1, 5, 300, 20_000):
+        values = blocks(bits, (count,), kind).clamp(-1e30, 1e30)
+        for weights in (None, gauss((count,), 7).abs()):
+            looped = learnt(values, bits, weights)
+            plain = plainly(partial(learnt, values, bits, weights))
+            assert torch.equal(looped.view(torch.int32), plain.view(torch.int32))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_float_is_converted_as_torch_does(dtype: torch.dtype) -> None:
     """Of 16 bits each one, of 32 bits many; also what is no number. And from float32, with sums

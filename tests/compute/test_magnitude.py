@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ders_core.compute.magnitude import scale_for, scale_of, unit_rows
-from ders_core.compute.tensor_scale import tensor_scale_of
+from ders_core.compute.tensor_scale import scale_from_bits, tensor_scale_of
 from ders_core.decompose.distortion import compare, output_squared
 
 FAR = [1e-37, 1e-25, 1e-12, 1.0, 1e12, 1e25, 1e36]
@@ -64,9 +64,9 @@ def test_what_has_no_magnitude_is_not_scaled(values: list[float]) -> None:
 @given(st.lists(st.floats(width=32), max_size=3), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_a_scale_is_the_same_as_a_tensor(values: list[float], dtype: torch.dtype) -> None:
     tensor = torch.tensor(values).to(dtype)
-    scale = tensor_scale_of(tensor)
-    assert scale.dtype == torch.float32
-    assert float(scale) == scale_of(tensor)
+    for scale in (tensor_scale_of(tensor), scale_from_bits(tensor)):
+        assert scale.dtype == torch.float32
+        assert float(scale) == scale_of(tensor)
 
 
 @pytest.mark.parametrize("size", [1e-40, 1e-25, 1.0, 1e25])

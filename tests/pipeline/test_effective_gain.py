@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
-from ders_core.codecs.curvature import Curvature, correlation_of
+from ders_core.codecs.curvature import Curvature, Weigh, Weighed, correlation_of
 from ders_core.decompose.distortion import compare
 from ders_core.pipeline.effective_gain import Correlated, effective_gain
 from ders_core.pipeline.noise import Deviation
@@ -41,7 +43,11 @@ def products_of(
     curvature: Curvature, left: torch.Tensor, right: torch.Tensor, moments: torch.Tensor
 ) -> tuple[float, float]:
     """Of left with right, and with itself."""
-    sums = curvature.inner_products(lambda rows: (left[rows], right[rows]), 2, left.device, moments)
+
+    def read(rows: slice, weigh: Weigh) -> Sequence[Weighed]:
+        return [weigh(left[rows]), weigh(right[rows])]
+
+    sums = curvature.inner_products(read, 2, left.device, moments)
     assert sums[0, 1] == sums[1, 0]
     return float(sums[0, 1]), float(sums[0, 0])
 

@@ -60,6 +60,13 @@ def test_neighbours_on_a_ladder_go_with_it() -> None:
     assert near_the_best([*candidates, rival], 0.0) == [True, True, False, False, True]
 
 
+def alike(one: Candidate, other: Candidate) -> bool:
+    """Up to the rounding of sums, which depends on what codecs are judged together."""
+    figures = [[each.noise, each.output, each.router, each.gain] for each in (one, other)]
+    same = one.codec == other.codec and one.nbytes == other.nbytes
+    return same and figures[0] == pytest.approx(figures[1], rel=1e-5)
+
+
 def test_figures_of_what_is_near_are_of_all_experts(
     scored: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,10 +83,9 @@ def test_figures_of_what_is_near_are_of_all_experts(
 
     all_of_all, none_of_all = figures([True] * len(CODECS)), figures([False] * len(CODECS))
     found = figures(None)
-    assert found != all_of_all
-    assert found != none_of_all
-    assert all(
-        candidate in (whole, few)
-        for candidate, whole, few in zip(found, all_of_all, none_of_all, strict=True)
-    )
+    whole = [alike(*pair) for pair in zip(found, all_of_all, strict=True)]
+    few = [alike(*pair) for pair in zip(found, none_of_all, strict=True)]
+    assert not all(whole)
+    assert not all(few)
+    assert all(one or other for one, other in zip(whole, few, strict=True))
     assert [candidate.codec for candidate in found] == CODECS

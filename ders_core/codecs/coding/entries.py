@@ -83,7 +83,7 @@ class CodedEntries:
         out, width = self.arrangement.shape
         rows, columns = np.ones(out, np.float32), np.ones(width, np.float32)
         if self.steps is not None:
-            rows, columns = self.steps.factors()
+            rows, columns = self.steps.factors
         if self.gains is not None:
             rows, columns = rows * self.gains.rows, columns * self.gains.columns
         return rows, columns

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.entries import CodedEntries
-from ders_core.codecs.coding.frequencies import entropy_bytes, frequencies_of
+from ders_core.codecs.coding.frequencies import entropy_bytes, frequencies_of, row_bytes
 from ders_core.codecs.coding.gains import Gains
 from ders_core.codecs.coding.level_tables import MOST_LEVELS, Alphabet, Push
 from ders_core.codecs.coding.rans import (
@@ -58,7 +58,7 @@ def stream_bytes(steps: Steps | None, counts: np.ndarray, slack: float = 1.0) ->
     several = (occurring > 0).sum(1) > 1
     tables = ABOUT_HEAD * int(several.sum()) + _table_bytes(occurring[several])
     factors = 0.0 if steps is None else 1 + factor_bytes(steps)
-    coded = slack * sum(entropy_bytes(row) for row in occurring[several])
+    coded = slack * float(sum(row_bytes(occurring[several]).tolist()))
     lanes = 4 + 3 * coded / BYTES_PER_LANE if several.any() or steps is not None else 0
     alone = 2 * int((~several).sum()) if occurring.size else 0
     return float(5 + 4 * occurring.shape[1]) + alone + tables + factors + coded + lanes

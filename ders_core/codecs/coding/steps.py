@@ -38,8 +38,9 @@ class Steps:
         out, width = shape
         return cls(torch.zeros(out, dtype=torch.int64), torch.zeros(width, dtype=torch.int64))
 
+    @cached_property
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of rows `[out]` and columns `[in]`, float32."""
+        """Of rows `[out]` and columns `[in]`, float32; not to be changed."""
         return powers(self.rows).numpy(), powers(self.columns).numpy()
 
     def inverse(self) -> tuple[torch.Tensor, torch.Tensor]:

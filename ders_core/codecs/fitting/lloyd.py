@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values
 from ders_core.later import torch
 
@@ -53,26 +54,38 @@ class Histogram:
     def levels(self, bits: int) -> torch.Tensor:
         """2^bits levels, float32, ascending: Lloyd's iteration in float64, which starts from the
         compander that is best at high resolution (density^⅓, Panter and Dite 1951)."""
-        mass, filled = self.mass, self.mass > 0
-        centre = self.total / torch.where(filled, mass, 1.0)
+        mass, total, filled = self.mass, self.total, self.mass > 0
+        if mass.device.type == "cpu" and bool(filled.any()):  # of a few values most are empty
+            mass, total = mass[filled], total[filled]
+            filled = mass > 0
+        centre = total / torch.where(filled, mass, 1.0)
         sums = torch.stack([mass, torch.where(filled, mass * centre, 0.0), _cube_roots(mass)])
         up_to = sums.cumsum(1)
         # an empty bin is where the last one before it is, and weighs nothing
         places = torch.where(filled, centre, -torch.inf).cummax(0).values
         table = _companded(filled, places, up_to[2], 2**bits)
         before = torch.nn.functional.pad(up_to[:2], (1, 0))
-        begin, end = (
-            torch.full_like(filled[:1], edge, dtype=torch.int64) for edge in (0, len(mass))
-        )
-        for _ in range(SWEEPS):
-            edges = torch.searchsorted(places, (table[1:] + table[:-1]) / 2)
-            inside, shares = before[:, torch.cat([begin, edges, end])].diff(dim=1)
-            means = shares / torch.where(inside > 0, inside, 1.0)
-            moved = torch.where(inside > 0, means, table)
-            if moved.device.type == "cpu" and torch.equal(moved, table):
-                break
-            table = moved.sort().values
+        if kernels.takes(table, places, before):
+            from ders_core.compute.kernels.lloyd import sweep
+
+            sweep(table.numpy(), places.numpy(), before.numpy(), SWEEPS)
+        else:
+            table = _swept(table, places, before)
         return table.float()
+
+
+def _swept(table: torch.Tensor, places: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """As `compute.kernels.lloyd.sweep`, without compiled loops; a new table."""
+    begin, end = (places.new_full((1,), edge, dtype=torch.int64) for edge in (0, len(places)))
+    for _ in range(SWEEPS):
+        edges = torch.searchsorted(places, (table[1:] + table[:-1]) / 2)
+        inside, shares = before[:, torch.cat([begin, edges, end])].diff(dim=1)
+        means = shares / torch.where(inside > 0, inside, 1.0)
+        moved = torch.where(inside > 0, means, table)
+        if moved.device.type == "cpu" and torch.equal(moved, table):
+            break
+        table = moved.sort().values
+    return table
 
 
 def _companded(

@@ -18,7 +18,7 @@ def tunable_stream(stream: torch.Tensor, shape: tuple[int, int], *, has_room: bo
         return Tunable.fixed(torch.zeros(shape, device=device))
     numbers = entries.numbers().view(-1).to(device)
     stored = torch.from_numpy(entries.levels.copy()).to(device)
-    steps = [] if entries.steps is None else entries.steps.factors()
+    steps = [] if entries.steps is None else entries.steps.factors
     factors = [torch.from_numpy(each).to(device) for each in steps]
     values, kinds = {"levels": stored}, dict[str, TunedKind](levels="levels")
     if has_room or entries.gains is not None:
