@@ -4,7 +4,8 @@ Tensors whose shapes are known before any is encoded have fixed places. The othe
 the order of the plan: behind the last of these, or to files of their own, where those of each item
 size have other ones, so that every tensor is aligned for memory mapping. Where a group's tensors go
 depends on the lengths of those before them alone, and not on which process wrote what, or when. Of
-large groups they are a file instead (`ders_core.pipeline.own_files`).
+large groups they are a file instead (`ders_core.pipeline.own_files`). A small output that has
+several files for item sizes alone is copied into one in the end.
 
 A file to which tensors are appended has room in its header for all that could be.
 """
@@ -100,9 +101,9 @@ class Tails:
 
 @dataclass(frozen=True)
 class WeightFile(Generic[K]):
-    """One file of the output. name: until it is finished. specs: its tensors, in their order.
-    header: its bytes at least. own: the group whose file it is, if it is one's own; it then has no
-    such name."""
+    """One file of the output. name: until it is finished; "" if its tensors are in several, or a
+    group's own. specs: its tensors, in their order. header: its bytes at least. own: the group
+    whose file it is, if it is one's own."""
 
     name: str
     specs: Specs
@@ -155,7 +156,8 @@ class Arrangement(Generic[K]):
         for tail in self.tails.tails:
             numbers = range(ends[tail.item][0] + 1)
             headers = {tail.file(number): tail.header for number in numbers} | headers
-        return [*(WeightFile(name, specs[name], headers[name]) for name in specs), *own]
+        files = [WeightFile[K](name, specs[name], headers[name]) for name in specs]
+        return [*(files if len(self.fixed) > 1 else _joined(files)), *own]
 
     def nbytes(self, tensors: Mapping[K, Specs]) -> int:
         """Of all weight files. tensors: all that keys have; of others they are as large as they can
@@ -168,9 +170,11 @@ class Arrangement(Generic[K]):
 
     @property
     def most_copied(self) -> int:
-        """The room that copying takes beside the output: small groups are copied one at a time,
-        where processes end in another order."""
-        sizes = (bytes_of(specs) for specs in self.variable.values())
+        """The room that copying takes beside the output: of a small group at a time, where
+        processes end in another order, or of a small output."""
+        sizes = [bytes_of(specs) for specs in self.variable.values()]
+        if len(self.tails.tails) > 1:
+            sizes.append(self.most_bytes())
         return max((min(nbytes, most_small()) for nbytes in sizes), default=0)
 
     def most_bytes(self) -> int:
@@ -180,11 +184,21 @@ class Arrangement(Generic[K]):
             nbytes = bytes_of(specs)
             total += WeightFile("", specs).nbytes if is_own(nbytes) else nbytes
         for tail in self.tails.tails:
-            those = (bytes_of(_of_item(specs, tail.item)) for specs in self.variable.values())
-            # a file that is followed by another one is half full at least
-            files = sum(those) // (MAX_SHARD_BYTES // 2) + (tail.begin == tail.header)
-            total += files * tail.header
+            sizes = [bytes_of(_of_item(specs, tail.item)) for specs in self.variable.values()]
+            total += tail.header * (tail.begin == tail.header)
+            if tail.begin + sum(sizes) > MAX_SHARD_BYTES:
+                # two neighbours together are more than full
+                full = 2 * sum(sizes) // max(MAX_SHARD_BYTES - tail.header, 1)
+                total += tail.header * min(full + 1, len(sizes))
         return total
+
+
+def _joined(files: list[WeightFile[K]]) -> list[WeightFile[K]]:
+    """One file in their place where all of them are small."""
+    total = sum(file.nbytes for file in files)
+    if len(files) < 2 or is_own(total) or total > MAX_SHARD_BYTES:
+        return files
+    return [WeightFile("", file_order({n: s for file in files for n, s in file.specs.items()}))]
 
 
 def _of_item(specs: Specs, item: int) -> Specs:

@@ -31,6 +31,7 @@ def complete(
         meter.report(f"read back {group.report.title}")
     for group in staging.append_staged(groups):
         meter.report(f"copied {group.report.title}")
+    groups = staging.read(groups)
     checksums = {
         name: digest for group in groups.values() for name, digest in group.checksums.items()
     }

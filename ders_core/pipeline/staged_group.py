@@ -85,7 +85,7 @@ class StagedGroup:
             for name, sha256 in written.items():
                 self.check(name, sha256)
         self._note_places({}, None)
-        for place in reversed(self.appended.places.values()):
+        for place in reversed(list(self.appended.places.values())):
             os.truncate(self.note.with_name(place.file), place.begin)
 
     def append(self, places: Mapping[str, Place], ends: Ends) -> None:

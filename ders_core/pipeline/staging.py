@@ -24,7 +24,7 @@ from ders_core.files.in_place import finish, laid_out, reserve
 from ders_core.files.model_files import INDEX, SUFFIX
 from ders_core.files.sealed import read_sealed, write_sealed
 from ders_core.files.tensor import FileTensor
-from ders_core.files.writer import METADATA, Specs, file_names
+from ders_core.files.writer import METADATA, Specs, file_names, write_file
 from ders_core.pipeline.appended import Appended, Behind
 from ders_core.pipeline.arrangement import Arrangement, Place
 from ders_core.pipeline.notes import note_of, read_note, staged_of
@@ -160,16 +160,31 @@ class Staging:
         """Finish the weight files, all of whose tensors are written, and give them the names that
         they have in the output. Returns the tensors of each."""
         variable = {key: groups[key].appended.specs for key in self._arrangement.variable}
-        files = self._arrangement.files(variable)
+        arranged = self._arrangement.files(variable)
+        files = dict(zip(file_names(len(arranged)), arranged, strict=True))
         held = {}
-        for name, file in zip(file_names(len(files)), files, strict=True):
-            if file.own is None:
+        for name, file in files.items():
+            if file.own is not None:
+                held[name] = self.file(file.own).name
+            elif file.name:
+                held[name] = file.name
                 finish(self._directory / file.name, file.specs, METADATA, file.header)
-            held[name] = file.name if file.own is None else self.file(file.own).name
+            else:
+                self._copy(self._partial / name, file.specs, groups)
         write_sealed(self._directory / NAMES, held)
         for name, unfinished in held.items():
             os.rename(self._directory / unfinished, self._partial / name)
-        return {name: file.specs for name, file in zip(held, files, strict=True)}
+        return {name: file.specs for name, file in files.items()}
+
+    def _copy(self, path: Path, specs: Specs, groups: Mapping[Key, StagedGroup]) -> None:
+        """Write a weight file of tensors that are in several. Raises as `append_staged` does."""
+        owners = {name: group for group in groups.values() for name in group.checksums}
+        tensors = dict(self.places)
+        for group in groups.values():
+            tensors |= group.tensors
+        written = write_file(path, specs, lambda name: tensors[name].raw(), METADATA)
+        for name in written.keys() & owners.keys():
+            owners[name].check(name, written[name])
 
     def remove(self) -> None:
         shutil.rmtree(self._directory)

@@ -41,7 +41,7 @@ have the order of today."""
 def contents(file: Path) -> dict[str, Any]:
     """dtype, shape and bytes of each tensor of a safetensors file, and its metadata."""
     length = int.from_bytes(file.read_bytes()[:8], "little")
-    header = json.loads(file.read_bytes()[8 : 8 + length])
+    header: dict[str, Any] = json.loads(file.read_bytes()[8 : 8 + length])
     values = file.read_bytes()[8 + length :]
     for entry in header.values():
         if "data_offsets" in entry:

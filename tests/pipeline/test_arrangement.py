@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
-from ders_core.files.writer import METADATA, Specs, encode_header
+from ders_core.files.writer import METADATA, Specs, encode_header, file_order
 from ders_core.pipeline import arrangement as arrangement_module
 from ders_core.pipeline import own_files
 from ders_core.pipeline.arrangement import Arrangement, WeightFile
 
-MOST = 12_000
+MOST = 3_000
 OWN = 300
 
 DTYPES = st.sampled_from([Dtype.U8, Dtype.BF16, Dtype.F32])
@@ -66,6 +66,14 @@ def test_each_tensor_has_one_place(fixed: list[Any], groups: list[Any]) -> None:
     files, places = arranged.files(actual), appended(arranged, actual)
     every = {name: spec for each in actual.values() for name, spec in each.items()} | first
     assert sorted(name for file in files for name in file.specs) == sorted(every)
+    assert sum(file.nbytes for file in files) <= arranged.most_bytes()
+    assert arranged.nbytes(actual) == sum(file.nbytes for file in files)
+    joined = [file for file in files if file.own is None and not file.name]
+    if joined:
+        assert len(joined) == sum(file.own is None for file in files) == 1
+        assert list(joined[0].specs) == list(file_order(joined[0].specs))
+        assert joined[0].nbytes < OWN
+        return
     assert {file.own for file in files} - {None} == {
         key for key, each in actual.items() if own_files.bytes_of(each) >= OWN
     }
@@ -85,16 +93,16 @@ def test_each_tensor_has_one_place(fixed: list[Any], groups: list[Any]) -> None:
     assert len({file.name for file in files if file.own is None}) == sum(
         file.own is None for file in files
     )
-    assert sum(file.nbytes for file in files) <= arranged.most_bytes()
-    assert arranged.nbytes(actual) == sum(file.nbytes for file in files)
 
 
-def test_a_file_is_full_before_the_next_one_begins() -> None:
+def test_a_file_is_full_before_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 12_000
+    monkeypatch.setattr(arrangement_module, "MAX_SHARD_BYTES", most)
     groups = {f"g{number}": {f"t{number}": TensorSpec(Dtype.U8, (250,))} for number in range(90)}
     files = Arrangement({}, groups).files(groups)
     assert len(files) > 2
     for file, following in pairwise(files):
-        assert MOST - 250 < file.nbytes <= MOST
+        assert most - 250 < file.nbytes <= most
         assert following.header == file.header
 
 
@@ -107,10 +115,23 @@ def test_all_that_is_fixed_is_laid_out_as_ever() -> None:
     assert arranged.most_copied == 0
 
 
-def test_wide_tensors_follow_fixed_ones_only_where_they_are_aligned() -> None:
+def test_wide_tensors_follow_fixed_ones_only_where_they_are_aligned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own_files, "OWN_BYTES", 20)
     wide = {"g": {"w": TensorSpec(Dtype.BF16, (5,))}}
     for odd, files in ((3, 2), (4, 1)):
         assert len(Arrangement({"a": TensorSpec(Dtype.U8, (odd,))}, wide).files(wide)) == files
+
+
+def test_a_small_output_is_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_files, "OWN_BYTES", 1000)
+    fixed = {"a": TensorSpec(Dtype.U8, (3,)), "b": TensorSpec(Dtype.F32, (2,))}
+    variable = {"g": {"s": TensorSpec(Dtype.U8, (9,)), "w": TensorSpec(Dtype.BF16, (5,))}}
+    arranged = Arrangement(fixed, variable)
+    (file,) = arranged.files(variable)
+    assert (file.name, file.header, list(file.specs)) == ("", 0, ["b", "w", "a", "s"])
+    assert arranged.most_copied == arranged.most_bytes() > file.nbytes
 
 
 def test_a_place_is_a_tensor_of_a_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from support.compress_support import Snapshot, Steps
 from support.messages import raises_saying
@@ -52,7 +53,7 @@ def wanted(
     place = tmp_path_factory.mktemp("wanted")
     compress(mixtral_dir, place / "out", EXACT)
     source = open_checkpoint(mixtral_dir)
-    tensors = {}
+    tensors = dict[str, torch.Tensor]()
     for layer in (0, 1):
         for projection in ("gate", "up", "down"):
             staged = place / f"{layer}-{projection}.safetensors"
