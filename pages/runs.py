@@ -13,7 +13,6 @@ from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
 from ders_core.later import pd
 from ders_core.pipeline.budget import check_budget
-from ders_core.pipeline.plan import check_files
 from ders_core.pipeline.quality import (
     DELTA_ERROR,
     GAIN,
@@ -28,6 +27,7 @@ from ders_core.pipeline.quality import (
     WEIGHT_ERROR,
     kl_text,
 )
+from ders_core.pipeline.recipe_files import check_files
 from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.answers import answers
 from ders_core.ui.asked_tasks import asked_tasks, tasks_fields, tasks_table

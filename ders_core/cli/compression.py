@@ -58,7 +58,8 @@ def plan(
 ) -> None:
     """Predicted bytes of a recipe, group by group; nothing is compressed."""
     from ders_core.packed.open import open_checkpoint
-    from ders_core.pipeline.plan import check_files, resolve
+    from ders_core.pipeline.plan import resolve
+    from ders_core.pipeline.recipe_files import check_files
     from ders_core.recipe import load_recipe
 
     chosen = load_recipe(recipe)

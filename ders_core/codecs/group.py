@@ -172,6 +172,15 @@ class GroupCodec:
                 specs[name] = TensorSpec(spec.dtype, stacked)
         return specs
 
+    def variable(self, shape: tuple[int, int], dtype: Dtype) -> frozenset[str]:
+        """Parts in the file whose shapes depend on the data, all those of a codec that is not
+        settled among them."""
+        return frozenset(
+            self._name(number, part)
+            for number, codec in enumerate(self.codecs)
+            for part in (codec.ragged if codec.settled else codec.parts(shape, dtype))
+        )
+
     def ragged_bytes(self, shape: tuple[int, int], dtype: Dtype) -> int:
         """The most bytes of the parts whose length depends on the data."""
         return sum(
@@ -325,3 +334,24 @@ def packed_parts(
     if biases:
         parts["bias"] = TensorSpec(dtype, (experts, out))
     return parts
+
+
+def variable_parts(
+    codec: GroupCodec,
+    shape: tuple[int, int, int],
+    dtype: Dtype,
+    *,
+    base: BaseForm | None = _ONE_BASE,
+    is_sure: bool = True,
+) -> frozenset[str]:
+    """Which of `packed_parts` are of other shapes than without lengths, or not there, by what the
+    data are. is_sure: whether there are bases, and as many as `base` says, whatever they are."""
+    _, out, width = shape
+    names = codec.variable((out, width), dtype)
+    if base is None or codec.keeps:
+        return names
+    if not is_sure:
+        return names.union(base.specs((out, width), dtype))
+    if not base.is_coded:
+        return names
+    return names.union(prefixed("base", dict.fromkeys(base.stacked.variable((out, width), dtype))))

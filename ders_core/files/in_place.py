@@ -1,7 +1,8 @@
 """Safetensors files whose tensors are written one by one, in any order, each at its final place.
 
-Where the dtypes and shapes of a file are known before its values are, its header can be written
-first. What was not written yet is a hole that takes no room on the disk.
+Where the dtypes and shapes of a file are known before its values are, its tensors have places from
+the beginning. What was not written yet is a hole that takes no room on the disk. Tensors whose
+shapes are not known are appended behind these; for their entries the header has room.
 """
 
 from __future__ import annotations
@@ -17,32 +18,56 @@ from ders_core.files.writer import NO_METADATA, Specs, encode_header
 
 
 def laid_out(
-    path: Path, specs: Specs, metadata: Mapping[str, str] | None = NO_METADATA
+    path: Path,
+    specs: Specs,
+    metadata: Mapping[str, str] | None = NO_METADATA,
+    header_bytes: int = 0,
 ) -> dict[str, FileTensor]:
-    """Where the tensors of a file will lie that holds `specs` in this order."""
-    begin, tensors = len(encode_header(specs, metadata)), {}
+    """Where the tensors of a file will lie that holds `specs` in this order. header_bytes: with
+    room for further entries (see `encode_header`)."""
+    begin, tensors = len(encode_header(specs, metadata, header_bytes)), {}
     for name, spec in specs.items():
         tensors[name] = FileTensor(name, spec, path, begin, begin + spec.nbytes)
         begin += spec.nbytes
     return tensors
 
 
-def reserve(path: Path, specs: Specs, metadata: Mapping[str, str] | None = NO_METADATA) -> bool:
-    """Make a file with its header and no values, unless it is there.
+def reserve(
+    path: Path,
+    specs: Specs,
+    metadata: Mapping[str, str] | None = NO_METADATA,
+    header_bytes: int = 0,
+) -> bool:
+    """Make a file with places for `specs` and no values, unless it is there. header_bytes: as of
+    `laid_out`.
 
-    Returns whether it was there: with this header and the whole length, so that values which were
-    written still count; any other file is replaced. Raises OSError.
+    Returns whether it was there: with a header of that length and at least as many bytes, so that
+    values which were written still count; any other file is replaced. Raises OSError.
     """
-    header = encode_header(specs, metadata)
+    header = encode_header(specs, metadata, header_bytes)
     size = len(header) + sum(spec.nbytes for spec in specs.values())
-    if path.is_file() and path.stat().st_size == size:
+    if path.is_file() and path.stat().st_size >= size:
         with open(path, "rb") as file:
-            if file.read(len(header)) == header:
+            if file.read(8) == header[:8]:
                 return True
     with written_aside(path, sync=False) as aside, open(aside, "wb") as file:
         file.write(header)
         file.truncate(size)
     return False
+
+
+def finish(
+    path: Path,
+    specs: Specs,
+    metadata: Mapping[str, str] | None = NO_METADATA,
+    header_bytes: int = 0,
+) -> None:
+    """Give a file, whose tensors are all written, the header that tells of them, and its length.
+    header_bytes: as of `laid_out`. Raises OSError."""
+    header = encode_header(specs, metadata, header_bytes)
+    with open(path, "rb+") as file:
+        file.write(header)
+        file.truncate(len(header) + sum(spec.nbytes for spec in specs.values()))
 
 
 class Growing:

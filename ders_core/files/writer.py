@@ -32,11 +32,14 @@ NO_METADATA: Mapping[str, str] = {}
 Specs = Mapping[str, TensorSpec]
 
 
-def encode_header(specs: Specs, metadata: Mapping[str, str] | None = NO_METADATA) -> bytes:
+def encode_header(
+    specs: Specs, metadata: Mapping[str, str] | None = NO_METADATA, nbytes: int = 0
+) -> bytes:
     """Length prefix and header of a safetensors file that holds `specs` in this order, end to end.
 
-    metadata: None is written as null, as some writers do. If wide dtypes come first (see
-    `file_order`), every tensor is aligned for memory mapping.
+    metadata: None is written as null, as some writers do. nbytes: at least so many, a multiple of
+    8; what the header does not need are spaces. If wide dtypes come first (see `file_order`), every
+    tensor is aligned for memory mapping.
     """
     entries: dict[str, Any] = {}
     if metadata is None or metadata:
@@ -48,7 +51,7 @@ def encode_header(specs: Specs, metadata: Mapping[str, str] | None = NO_METADATA
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * max(-len(text) % 8, nbytes - 8 - len(text))
     return len(text).to_bytes(8, "little") + text
 
 
@@ -85,16 +88,16 @@ def filled(specs: Specs, max_bytes: int = MAX_SHARD_BYTES) -> list[dict[str, Ten
 
 
 def numbered(parts: Sequence[Specs]) -> dict[str, dict[str, TensorSpec]]:
-    """File name -> its tensors, in the order of `file_order`.
+    """File name -> its tensors, in the order of `file_order`. See `file_names`."""
+    return dict(zip(file_names(len(parts)), map(file_order, parts), strict=True))
 
-    One file is called model.safetensors; several are numbered as transformers numbers them.
-    """
-    if len(parts) == 1:
-        return {"model.safetensors": file_order(parts[0])}
-    return {
-        f"model-{number:05d}-of-{len(parts):05d}.safetensors": file_order(part)
-        for number, part in enumerate(parts, 1)
-    }
+
+def file_names(count: int) -> list[str]:
+    """The names of so many weight files: model.safetensors is one alone; several are numbered as
+    transformers numbers them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:

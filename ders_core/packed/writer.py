@@ -111,32 +111,18 @@ def write_packed(
     weight file once the file is written. Raises what `check` and the tensors' `raw` raise.
     """
     files = shards({name: tensor.spec for name, tensor in contents.tensors.items()})
-    checksums = write_weight_files(directory, files, contents.tensors, advance=advance, check=check)
-    return finish_packed(directory, contents, files, checksums)
-
-
-def write_weight_files(
-    directory: Path,
-    files: Mapping[str, Specs],
-    tensors: Mapping[str, TensorBytes],
-    *,
-    advance: Advance,
-    check: CheckWritten | None,
-) -> dict[str, str]:
-    """Write some of the weight files, as of `write_packed`. files: the tensors of each, in their
-    order. Returns the hex SHA-256 of each of these tensors."""
     checksums: dict[str, str] = {}
     for file, specs in files.items():
 
         def read(name: str, file: str = file) -> Iterator[bytes | memoryview]:
-            return counted(tensors[name].raw(), advance, f"writing {file}")
+            return counted(contents.tensors[name].raw(), advance, f"writing {file}")
 
         written = write_file(directory / file, specs, read, METADATA)
         for name, sha256 in written.items():
             if check is not None:
                 check(name, sha256)
         checksums |= written
-    return checksums
+    return finish_packed(directory, contents, files, checksums)
 
 
 def finish_packed(
@@ -155,7 +141,7 @@ def finish_packed(
     copy_side_files(description.side_files, directory)
     _write_config(directory, description)
     _write_manifest(directory, description, ordered)
-    return Written(ordered, sum(file_bytes(specs, METADATA) for specs in files.values()))
+    return Written(ordered, sum((directory / file).stat().st_size for file in files))
 
 
 def source_on_no_disk(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Source:

@@ -13,7 +13,8 @@ from ders_core.errors import CodecError, RecipeError
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.forecast import Forecast, forecast
-from ders_core.pipeline.plan import Plan, check_files, resolve
+from ders_core.pipeline.plan import Plan, resolve
+from ders_core.pipeline.recipe_files import check_files
 from ders_core.pipeline.sampling import SAMPLE
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
 from ders_core.recipe.budget import Budget, codec_of_deltas, codec_of_matrices, names_apart

@@ -1,10 +1,10 @@
 """Compress: open, plan, encode each group, write the packed checkpoint.
 
-Each group is encoded by a separate task and written to its place in the weight files, if the
-lengths of all tensors are known beforehand; else it is staged as one file inside the unfinished
-output (`ders_core.pipeline.staging`). An interrupted run continues from the finished groups. Then
-the rest is written, tensor by tensor: what is carried, and small groups that were staged; large
-ones are weight files already (`ders_core.pipeline.last_writes`). The bytes depend on the
+Each group is encoded by a separate task and written to the weight files inside the unfinished
+output, each tensor once: to the place that it has beforehand, or, if its length depends on the
+data, behind those of the groups before (`ders_core.pipeline.staging`). An interrupted run continues
+from the finished groups. Then what is carried is written (`ders_core.pipeline.last_writes`). The
+bytes depend on the
 checkpoint, the recipe and the device alone: each operation computes on one thread, whatever
 executes a task and however many experts of it are encoded side by side.
 
@@ -33,7 +33,6 @@ from ders_core.files.inputs import check_inputs, held_files, unchanged_inputs
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import SideFile, local_bytes
 from ders_core.files.tensor import FileTensor
-from ders_core.files.writer import Specs
 from ders_core.packed.manifest import FORMAT_VERSION, Encoded, Source, public_recipe
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.stacks import PackedGroup, PackedSource, PackedTensor
@@ -41,24 +40,25 @@ from ders_core.packed.writer import PackedDescription, finish_packed
 from ders_core.pipeline.budget import missed, settle
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
-from ders_core.pipeline.last_writes import complete_in_place, complete_staged
+from ders_core.pipeline.last_writes import complete
 from ders_core.pipeline.next_base import bases_ahead
-from ders_core.pipeline.own_files import bytes_of, is_own, most_copied
+from ders_core.pipeline.own_files import bytes_of
 from ders_core.pipeline.plan import (
     Key,
     Plan,
     PlanEntry,
+    arrangement,
     carried_specs,
-    check_files,
     resolve,
     specs_of,
     stack_of,
-    weight_files,
 )
 from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
+from ders_core.pipeline.recipe_files import check_files
 from ders_core.pipeline.renewal import outdated
 from ders_core.pipeline.report import OtherReport, Report, ReportEntry
-from ders_core.pipeline.staging import StagedGroup, Staging
+from ders_core.pipeline.staged_group import StagedGroup
+from ders_core.pipeline.staging import Staging
 from ders_core.recipe import Recipe
 
 
@@ -91,12 +91,9 @@ def compress(
     budget = recipe.budget
     recipe = settle(recipe, source, progress=progress)
     plan = resolve(recipe, source)
-    files: Mapping[str, Specs] | None = weight_files(source, plan) if plan.exact else None
-    carried = carried_specs(source, plan)
+    arranged, carried = arrangement(source, plan), carried_specs(source, plan)
     checked = source.packed_bytes or 0
-    copied = [] if plan.exact else [plan.entry(key).bytes_after for key in plan.keys]
-    written_last = bytes_of(carried) + sum(nbytes for nbytes in copied if not is_own(nbytes))
-    meter = Meter(checked + plan.bytes_before + written_last, progress)
+    meter = Meter(checked + plan.bytes_before + bytes_of(carried), progress)
     check_files(recipe, source, lambda nbytes, message: meter.report(message))
     specs = ((name, tensor.spec) for name, tensor in source.tensors.items())
     work = {
@@ -108,16 +105,17 @@ def compress(
         "device": device,
     }
     beside = source.beside  # before there is an output, which may lie beside the model too
-    needs = plan.bytes_after + most_copied(copied) + local_bytes(beside.files)
+    needs = plan.bytes_after + arranged.most_copied + local_bytes(beside.files)
     with output_directory(out, work=work, resume=resume, needs=needs) as partial:
         source.store.check(meter.advance)
         meter.done = checked  # bytes of files, so of headers too
-        staging, run = Staging(partial, files), uuid4().hex
+        staging, run = Staging(partial, arranged), uuid4().hex
         if staging.damaged:
             meter.report(
                 f"{staging.damaged} groups are not as they were written: to be encoded again"
             )
         renewed = _discard_outdated(source, plan, staging, meter)
+        staging.stage_behind_gaps()
         _encode_groups(source, plan, staging, device, run, runner, meter)
         groups = staging.read(plan.keys)
         if outdated(source, groups, recipe.extended, meter):  # some by a process that saw others
@@ -128,10 +126,7 @@ def compress(
             )
         description = _description(source, plan, groups, beside.files)
         readers = {name: source.tensors[name] for name in carried}
-        if files is None:
-            files, checksums = complete_staged(staging, partial, readers, groups, run, meter)
-        else:
-            checksums = complete_in_place(staging, readers, groups.values(), run, meter)
+        files, checksums = complete(staging, readers, groups, run, meter)
         written = finish_packed(partial, description, files, checksums)
         meter.finish("written")
         staging.remove()
@@ -215,6 +210,7 @@ def _encode_groups(
             device=device,
             staged=str(staging.file(key)),
             places=_places(source, plan, key, staging),
+            behind=staging.behind(key),
             run=run,
             ahead=following,
             groups=len(encoded),
@@ -234,13 +230,10 @@ def _encode_groups(
             meter.advance(report.bytes_before, f"encoded {report.title} ({report.codec})")
 
 
-def _places(
-    source: Checkpoint, plan: Plan, key: Key, staging: Staging
-) -> dict[str, FileTensor] | None:
-    """Where the tensors of a group or another tensor are to be written; None if it is staged."""
-    if staging.places is None:
-        return None
-    return {name: staging.places[name] for name in specs_of(source, plan, key)}
+def _places(source: Checkpoint, plan: Plan, key: Key, staging: Staging) -> dict[str, FileTensor]:
+    """Where those tensors of a group or another tensor go whose places are known."""
+    names = specs_of(source, plan, key)
+    return {name: staging.places[name] for name in names if name in staging.places}
 
 
 def _description(

@@ -20,21 +20,21 @@ from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.files.cache import opened
 from ders_core.files.inputs import Held, same_inputs
 from ders_core.files.tensor import FileTensor
-from ders_core.files.writer import METADATA, file_order, write_file
 from ders_core.later import torch
 from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.appended import Appended, Behind, write_variable
 from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encoder import Encoder, Encoding
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
 from ders_core.pipeline.next_base import next_base
 from ders_core.pipeline.notes import note_of, write_note
-from ders_core.pipeline.own_files import bytes_of, is_own
+from ders_core.pipeline.own_files import bytes_of
 from ders_core.pipeline.placed import PlacedGroup
 from ders_core.pipeline.plan import Key, base_form, stack_of
 from ders_core.pipeline.predicted import routers_behind
 from ders_core.pipeline.report import OtherReport, ReportEntry
-from ders_core.pipeline.staging import writer_of
+from ders_core.pipeline.staged_group import writer_of
 from ders_core.recipe import Recipe
 
 WITHOUT = "none"
@@ -62,9 +62,10 @@ class EncodeTask:
     """All that a process needs to encode one group or another tensor. It is pickled, so it holds
     values and no open files.
 
-    key: which. device: where to encode what a GPU can (see `GroupCodec.device_of`). staged: the
-    file to write, by whose name the note beside it goes. places: where to write its tensors
-    instead, by their full names. run: a name of the run that the task belongs to. ahead: the key of
+    key: which. device: where to encode what a GPU can (see `GroupCodec.device_of`). places: where
+    to write its tensors, by their full names. behind: what others are appended behind; None if
+    there are none, or they are staged. staged: the file to write then, by whose name the note
+    beside it goes. run: a name of the run that the task belongs to. ahead: the key of
     what is encoded soon after; its bytes are read beforehand. groups: how many are encoded in all.
     removal: as of `EncodeContext`, of each expert; fewer where it is not known of the last. held:
     the files that the run has opened, which the task must read.
@@ -75,16 +76,22 @@ class EncodeTask:
     key: Key
     device: str
     staged: str
-    places: Mapping[str, FileTensor] | None = None
+    places: Mapping[str, FileTensor] = field(default_factory=dict)
+    behind: Behind | None = None
     run: str = ""
     ahead: Key | None = None
     groups: int = 1
     removal: tuple[float, ...] = ()
     held: Held = field(default=Held(), repr=False)
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether every tensor has a place before it is encoded."""
+        return bool(self.places) and self.behind is None
+
 
 def encode(task: EncodeTask) -> ReportEntry | OtherReport:
-    """Decompose and encode one group, or encode another tensor. Stages its tensors, and next to
+    """Decompose and encode one group, or encode another tensor. Writes its tensors, and beside
     them a note in JSON of what the manifest and the report say about it, and of the weights that
     were read. Raises CheckpointError, also if a file was written meanwhile, CodecError,
     OutputError."""
@@ -101,9 +108,10 @@ def encode(task: EncodeTask) -> ReportEntry | OtherReport:
             parts["bias"] = Stacked.whole(stack.read_biases())
         digest.add_biases(stack)
     read = {"sha256": digest.sha256, "version": checkpoint.store.version}
-    nbytes, checksums = _write(stack, best, parts, task)
+    nbytes, appended, checksums = _write(stack, best, parts, task)
     report = _report(stack, best, others, nbytes, time.monotonic() - started)
-    write_note(note_of(Path(task.staged)), _note(best, report, checksums, task) | read)
+    told = _note(best, report, checksums, task) | {"appended": appended.dump()} | read
+    write_note(note_of(Path(task.staged)), told, staged=appended.is_staged)
     return report
 
 
@@ -133,7 +141,7 @@ def _encoded(
         tried = begun or _decompositions(stack, recipe, device, calibration)
     known = known.on(device)
     encoder = Encoder.of(recipe, codec, form, known, _threads(stack, codec, device))
-    placed = PlacedGroup(stack.prefix, task.places) if task.places is not None else None
+    placed = PlacedGroup(stack.prefix, task.places) if task.is_placed else None
     ahead = None if task.ahead is None else stack_of(checkpoint, recipe, task.ahead)
     seen: Callable[[torch.Tensor], None] = digest.add
     if isinstance(ahead, ExpertGroup) and encoder.threads > 1:
@@ -252,24 +260,20 @@ def _best(tried: Iterator[Encoding]) -> tuple[Encoding, dict[str, float]]:
 
 def _write(
     stack: MatrixStack, encoded: Encoding, parts: Mapping[str, Stacked], task: EncodeTask
-) -> tuple[int, dict[str, str]]:
-    """Write the tensors to their places or to a file; their bytes, and checksums by name."""
+) -> tuple[int, Appended, dict[str, str]]:
+    """Write the tensors to their places, and the others as `write_variable` does; their bytes, what
+    the note says of the others, and checksums by name."""
     # not synced: checksums are compared when another run uses the tensors
-    if task.places is None:
-        named = {f"{stack.prefix}.{part}": tensor for part, tensor in parts.items()}
-        specs = file_order({name: tensor.spec for name, tensor in named.items()})
-        nbytes = bytes_of(specs)
-        return nbytes, write_file(
-            Path(task.staged),
-            specs,
-            lambda name: named[name].raw(),
-            METADATA,
-            sync=False,
-            past_cache=is_own(nbytes),  # what is joined is read again soon
-        )
     placed = encoded.placed or PlacedGroup(stack.prefix, task.places)
-    placed.append_all(parts)
-    return placed.nbytes, placed.checksums()
+    variable = dict[str, Stacked]()
+    for part, tensor in parts.items():
+        name = f"{stack.prefix}.{part}"
+        if name in task.places:
+            placed.append_all({part: tensor})
+        else:
+            variable[name] = tensor
+    appended, checksums = write_variable(Path(task.staged), variable, task.behind)
+    return placed.nbytes + bytes_of(appended.specs), appended, placed.checksums() | checksums
 
 
 def _report(

@@ -25,9 +25,9 @@ def staged_of(note: Path) -> Path:
     return note.with_suffix(".safetensors")
 
 
-def write_note(note: Path, value: dict[str, Any]) -> None:
-    """Write a note, whose group's file is written already. Raises OSError."""
-    write_sealed(note, value | {HEADER: header_sha256(staged_of(note))})
+def write_note(note: Path, value: dict[str, Any], *, staged: bool) -> None:
+    """Write a note, whose group is written already; staged: as a file. Raises OSError."""
+    write_sealed(note, value | {HEADER: _header_sha256(staged_of(note)) if staged else None})
 
 
 def read_note(note: Path) -> dict[str, Any] | None:
@@ -35,21 +35,14 @@ def read_note(note: Path) -> dict[str, Any] | None:
     the group's file is not as it was."""
     told = read_sealed(note)
     try:
-        if told is None or told.pop(HEADER, "") != header_sha256(staged_of(note)):
+        if told is None or told.pop(HEADER, "") not in (None, _header_sha256(staged_of(note))):
             return None
     except OSError:
         return None
     return told
 
 
-def noted_header(note: Path) -> str | None:
-    """The `header_sha256` of the group's file when the note was written; None if there was no file,
-    or the note is not as it was."""
-    told = read_sealed(note)
-    return told.get(HEADER) if told is not None else None
-
-
-def header_sha256(file: Path) -> str | None:
+def _header_sha256(file: Path) -> str | None:
     """Of a safetensors file: which tensors lie where; None if there is no file."""
     try:
         with open(file, "rb") as opened:

@@ -1,53 +1,26 @@
-"""Which staged groups are weight files of the output themselves, and which are joined into others.
+"""Which groups are weight files of the output themselves, where lengths depend on the data.
 
-A large group is staged as the weight file that it will be, and only gets another name in the end.
-Small ones are copied together, so that a checkpoint is not cut into thousands of files.
+The tensors of a large group whose lengths depend on the data are one file, which only gets another
+name in the end, whatever processes encode groups and in whatever order they end. Those of small
+groups are appended to others, so that a checkpoint is not cut into thousands of files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
-from typing import TypeVar
-
-from ders_core.files.spec import TensorSpec
-from ders_core.files.writer import Specs, filled, numbered
+from ders_core.files.writer import Specs
 
 OWN_BYTES = 64_000_000
-"""A group whose tensors have so many bytes is a file of its own. Fewer are copied in no time."""
-
-K = TypeVar("K", bound=Hashable)
+"""From here on, the tensors of a group whose lengths depend on the data are a file of its own."""
 
 
 def is_own(nbytes: int) -> bool:
-    """Whether a group of so many bytes of tensors is a weight file of its own."""
+    """Whether a group's tensors of so many bytes, whose lengths depend on the data, are a file."""
     return nbytes >= OWN_BYTES
 
 
-def staged_files(
-    carried: Specs, groups: Mapping[K, Specs]
-) -> tuple[dict[str, dict[str, TensorSpec]], dict[str, K]]:
-    """The weight files, and the keys of those that are a group's own, by their names.
-
-    First come the files of what is carried and of the small groups, in their order; then the large
-    groups, a file each, whatever its size.
-    """
-    own = {key: specs for key, specs in groups.items() if is_own(bytes_of(specs))}
-    joined = dict(carried)
-    for key, specs in groups.items():
-        if key not in own:
-            joined |= specs
-    parts: list[dict[str, TensorSpec]] = filled(joined) if joined else []
-    files = numbered([*parts, *map(dict, own.values())])
-    return files, dict(zip(list(files)[len(parts) :], own, strict=True))
-
-
-def most_copied(most: Iterable[int]) -> int:
-    """The bytes that staged groups can take beyond those of the output.
-
-    most: bytes of each group's tensors, at most. A group that turns out small lies there twice.
-    """
-    small = OWN_BYTES - 1
-    return sum(max(0, 2 * min(nbytes, small) - nbytes) for nbytes in most)
+def most_small() -> int:
+    """The most bytes of a group that is none."""
+    return OWN_BYTES - 1
 
 
 def bytes_of(specs: Specs) -> int:

@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack
 from ders_core.checkpoint.others import Kind, OtherTensor
 from ders_core.codecs import Codec, Keep
-from ders_core.codecs.group import BaseForm, GroupCodec, Lengths, packed_parts
-from ders_core.compute.progress import Advance, uncounted
+from ders_core.codecs.group import BaseForm, GroupCodec, Lengths, packed_parts, variable_parts
 from ders_core.errors import CheckpointError, RecipeError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
-from ders_core.files.writer import METADATA, Specs, file_bytes, file_order, shards
-from ders_core.pipeline.own_files import staged_files
+from ders_core.files.writer import Specs, file_order
+from ders_core.pipeline.arrangement import Arrangement
 from ders_core.pipeline.selectors import check_experts, check_layers, check_others
 from ders_core.recipe import Recipe
-
-if TYPE_CHECKING:
-    from ders_core.pipeline.calibration import Calibration
 
 PIECE = 1 << 22
 """Values of a tensor outside the experts that are encoded as one matrix, about: threads share the
@@ -38,8 +34,6 @@ HELD_AT_A_LOSS = (
 
 Key = tuple[int, str] | str
 """Of what is encoded as one: layer and projection of a group, or the name of another tensor."""
-
-NOTHING_FORETOLD: Mapping[Key, Specs] = {}
 
 
 @dataclass(frozen=True)
@@ -181,12 +175,15 @@ def _base_label(entry: PlanEntry) -> str:
 def specs_of(checkpoint: Checkpoint, plan: Plan, key: Key) -> dict[str, TensorSpec]:
     """The tensors that something of the plan takes, by their full names; at most, unless it is
     exact."""
-    stack, entry = stack_of(checkpoint, plan.recipe, key), plan.entry(key)
+    stack = stack_of(checkpoint, plan.recipe, key)
+    return stack_specs(stack, *_forms(stack, plan.entry(key)))
+
+
+def _forms(stack: MatrixStack, entry: PlanEntry | OtherEntry) -> tuple[GroupCodec, BaseForm | None]:
+    """The codec of matrices, and how bases lie in the file."""
     if isinstance(entry, PlanEntry):
-        codec, base = entry.codec, entry.base
-    else:
-        codec, base = GroupCodec.same(entry.codec, stack.shape[0]), None
-    return stack_specs(stack, codec, base)
+        return entry.codec, entry.base
+    return GroupCodec.same(entry.codec, stack.shape[0]), None
 
 
 def stack_of(checkpoint: Checkpoint, recipe: Recipe, key: Key) -> MatrixStack:
@@ -224,59 +221,38 @@ def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
     }
 
 
-def weight_files(
-    checkpoint: Checkpoint, plan: Plan, foretold: Mapping[Key, Specs] = NOTHING_FORETOLD
-) -> dict[str, dict[str, TensorSpec]]:
-    """The weight files of the output and the tensors in each, in their order; those of an `exact`
-    plan are what is written. foretold: the tensors of what has other ones than `specs_of` says.
-    Raises CheckpointError if two tensors would have one name."""
-    carried = carried_specs(checkpoint, plan)
-    specs, groups = dict(carried), dict[Key, Specs]()
+def arrangement(checkpoint: Checkpoint, plan: Plan) -> Arrangement[Key]:
+    """Which tensor goes where in the weight files of the output. Raises CheckpointError if two
+    tensors would have one name."""
+    fixed, variable = carried_specs(checkpoint, plan), dict[Key, Specs]()
+    names = set(fixed)
     for key in plan.keys:
-        # the order in which parts are staged and sharded
-        groups[key] = file_order(foretold.get(key) or specs_of(checkpoint, plan, key))
-        double = next((name for name in groups[key] if name in specs), None)
+        specs = file_order(specs_of(checkpoint, plan, key))  # the order in which files are filled
+        double = next((name for name in specs if name in names), None)
         if double is not None:
             raise CheckpointError(
                 f"{checkpoint.path} has a tensor {double!r}, whose name a part of the packed form "
                 "needs; rename it"
             )
-        specs |= groups[key]
-    return shards(specs) if plan.exact else staged_files(carried, groups)[0]
+        names |= specs.keys()
+        loose = _variable_names(checkpoint, plan, key)
+        fixed |= {name: spec for name, spec in specs.items() if name not in loose}
+        if loose:
+            variable[key] = {name: specs[name] for name in loose}
+    return Arrangement(fixed, variable)
 
 
-def check_files(recipe: Recipe, checkpoint: Checkpoint, step: Advance = uncounted) -> None:
-    """Raise CheckpointError unless a recipe's other files can be used for the checkpoint: what its
-    base reads, and its calibration. Reads headers only, unless `Calibration.check` reads more."""
-    recipe.base.check_files()
-    if recipe.calibration is None:
-        return
-    from ders_core.pipeline.calibration import Calibration  # most plans need none
-
-    calibration = Calibration.open(recipe.calibration)
-    calibration.check(checkpoint, step)
-    if recipe.needs_of_calibration == "gradients" and not calibration.has_gradients:
-        raise CheckpointError(
-            f"{calibration.path} has no gradients, which a knob needs; run ders calibrate "
-            "--gradients"
-        )
-    if recipe.others:
-        _check_measured(recipe, checkpoint, calibration)
-
-
-def _check_measured(recipe: Recipe, checkpoint: Checkpoint, calibration: Calibration) -> None:
-    """Raise CheckpointError unless gradients were measured of every tensor that a knob is for."""
-    measured = set(calibration.others.names)
-    for other in checkpoint.others.values():
-        codec = recipe.codec_of_tensor(other)
-        if codec.needs_of_calibration == "gradients" and other.name not in measured:
-            why = calibration.others.notes.left_out.get(other.name)
-            told = f" ({why})" if why else ""
-            raise CheckpointError(
-                f"{calibration.path} does not know what errors of {other.name!r} cost{told}, which "
-                "a knob needs; run ders calibrate --others, or leave the tensor as it is (codec: "
-                "keep)"
-            )
+def _variable_names(checkpoint: Checkpoint, plan: Plan, key: Key) -> set[str]:
+    """The tensors of `specs_of` that may turn out smaller, or not to be there."""
+    entry = plan.entry(key)
+    if entry.exact:
+        return set()
+    stack = stack_of(checkpoint, plan.recipe, key)
+    codec, base = _forms(stack, entry)
+    kind = plan.recipe.base
+    is_sure = kind.count(stack.shape[0]).exact and not kind.is_optional
+    parts = variable_parts(codec, stack.shape, stack.dtype, base=base, is_sure=is_sure)
+    return {f"{stack.prefix}.{part}" for part in parts}
 
 
 def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
@@ -312,11 +288,13 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
 
 
 def output_bytes(
-    checkpoint: Checkpoint, plan: Plan, foretold: Mapping[Key, Specs] = NOTHING_FORETOLD
+    checkpoint: Checkpoint, plan: Plan, foretold: Mapping[Key, Specs] | None = None
 ) -> int:
-    """Of all weight files, headers included. foretold: as of `weight_files`."""
-    files = weight_files(checkpoint, plan, foretold)
-    return sum(file_bytes(tensors, METADATA) for tensors in files.values())
+    """Of all weight files, headers included; at most, unless the plan is `exact`. foretold: the
+    tensors of what has other ones than `specs_of` says; with it, the bytes of these. Raises
+    CheckpointError as `arrangement` does."""
+    arranged = arrangement(checkpoint, plan)
+    return arranged.most_bytes() if foretold is None else arranged.nbytes(foretold)
 
 
 def _group_entry(

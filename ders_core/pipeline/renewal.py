@@ -8,7 +8,7 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.digest import stack_digest
 from ders_core.compute.progress import Meter
 from ders_core.pipeline.plan import Key
-from ders_core.pipeline.staging import StagedGroup
+from ders_core.pipeline.staged_group import StagedGroup
 
 
 def outdated(

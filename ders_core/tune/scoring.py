@@ -17,8 +17,9 @@ from ders_core.files.inputs import unchanged_inputs
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
-from ders_core.pipeline.plan import Plan, check_files, resolve
+from ders_core.pipeline.plan import Plan, resolve
 from ders_core.pipeline.predicted import removal_costs, routers_behind
+from ders_core.pipeline.recipe_files import check_files
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
 from ders_core.tune.candidates import codecs_for
 from ders_core.tune.coupling import Coupling

@@ -13,7 +13,8 @@ from ders_core.errors import CheckpointError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.budget import settle
 from ders_core.pipeline.forecast import Forecast, forecast
-from ders_core.pipeline.plan import check_files, resolve
+from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.recipe_files import check_files
 from ders_core.recipe import Recipe
 
 

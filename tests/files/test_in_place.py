@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from ders_core.files.dtype import Dtype
-from ders_core.files.in_place import laid_out, reserve, write_at
+from ders_core.files.header import read_header
+from ders_core.files.in_place import finish, laid_out, reserve, write_at
 from ders_core.files.spec import TensorSpec
+from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import METADATA, file_order, tensor_bytes, write_tensors
 
 TENSORS = {
@@ -46,11 +48,42 @@ def test_a_reserved_file_keeps_what_was_written(tmp_path: Path) -> None:
     before = path.read_bytes()
     assert reserve(path, SPECS, METADATA)
     assert path.read_bytes() == before
-    for damage in (before[:-1], before.replace(b'"pt"', b'"tp"'), b""):
+    for damage in (before[:-1], bytes(8) + before[8:], b""):
         path.write_bytes(damage)
         assert not reserve(path, SPECS, METADATA)
         assert len(path.read_bytes()) == len(before)
         assert reserve(path, SPECS, METADATA)
+
+
+def test_what_is_finished_has_its_header_and_length(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    reserve(path, SPECS)
+    for name, place in laid_out(path, SPECS).items():
+        write_at(place, tensor_bytes(TENSORS[name]))
+    write_tensors(other, TENSORS)
+    whole = other.read_bytes()
+    path.write_bytes(whole[:8] + whole[8:].replace(b'"F32"', b'"F64"') + b"more")
+    finish(path, SPECS)
+    assert path.read_bytes() == whole
+
+
+def test_tensors_are_appended_where_the_header_has_room(tmp_path: Path) -> None:
+    path, more = tmp_path / "a.safetensors", torch.arange(11, dtype=torch.uint8)
+    reserve(path, SPECS, METADATA, 1000)
+    places = laid_out(path, SPECS, METADATA, 1000)
+    end = max(place.end for place in places.values())
+    specs = {**SPECS, "more": TensorSpec(Dtype.U8, (11,))}
+    places["more"] = FileTensor("more", specs["more"], path, end, end + 11)
+    for name, tensor in {**TENSORS, "more": more}.items():
+        write_at(places[name], tensor_bytes(tensor))
+    assert reserve(path, SPECS, METADATA, 1000)
+    finish(path, specs, METADATA, 1000)
+    assert path.read_bytes()[:8] == (1000 - 8).to_bytes(8, "little")
+    loaded = load_file(path)
+    assert sorted(loaded) == [*"abcd", "more"]
+    for name, tensor in {**TENSORS, "more": more}.items():
+        assert torch.equal(loaded[name], tensor)
+    assert read_header(path)[0] == {name: places[name] for name in loaded}
 
 
 @pytest.mark.parametrize("count", [4, 6])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,28 @@ READ_ONLY = {"v2-entropy", "v2-lossless", *SEARCHED_AGAIN}
 
 BY_BLAS = {"v2-lowrank-quantized", "v2-chain"}
 """An SVD's last bits are the machine's own."""
+
+
+IN_ANOTHER_ORDER = {
+    "v2-sparse-magnitude",
+    "v2-sparse-magnitude-bitmap",
+    "v4-entropy",
+    "v4-lossless",
+}
+"""Made when tensors whose lengths depend on the data were not appended yet. v5-experts and v5-plain
+have the order of today."""
+
+
+def contents(file: Path) -> dict[str, Any]:
+    """dtype, shape and bytes of each tensor of a safetensors file, and its metadata."""
+    length = int.from_bytes(file.read_bytes()[:8], "little")
+    header: dict[str, Any] = json.loads(file.read_bytes()[8 : 8 + length])
+    values = file.read_bytes()[8 + length :]
+    for entry in header.values():
+        if "data_offsets" in entry:
+            begin, end = entry.pop("data_offsets")
+            entry["values"] = values[begin:end]
+    return header
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -106,7 +129,10 @@ def test_compress_still_writes_it(name: str, tmp_path: Path) -> None:
     synthesize(HERE / KEPT[make], tmp_path / "original")
     compress(tmp_path / "original", tmp_path / "packed", recipe)
     written, golden = (place / "model.safetensors" for place in (tmp_path / "packed", HERE / name))
-    assert written.read_bytes() == golden.read_bytes()
+    if name in IN_ANOTHER_ORDER:
+        assert contents(written) == contents(golden)
+    else:
+        assert written.read_bytes() == golden.read_bytes()
     manifest, wanted = (
         PackedCheckpoint(place).manifest for place in (tmp_path / "packed", HERE / name)
     )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ders_core.codecs import Keep, Quantized
 from ders_core.errors import Cancelled
 from ders_core.files.model_files import INDEX
 from ders_core.files.store import TensorStore
+from ders_core.files.writer import filled
 from ders_core.packed.patch import apply_patch, rollback
 from ders_core.packed.patch.describe import describe, tensor_checksums
 from ders_core.packed.reader import PackedCheckpoint
@@ -89,6 +91,8 @@ def test_the_dense_parent_is_a_base(
 def test_shards(
     mixtral_sharded_dir: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cut = partial(filled, max_bytes=100_000)
+    monkeypatch.setattr("ders_core.pipeline.arrangement.filled", cut)
     monkeypatch.setattr("ders_core.files.writer.shards.__defaults__", (100_000,))
     compress(mixtral_sharded_dir, tmp_path / "packed", MIXED)
     assert len(list((tmp_path / "packed").glob("*.safetensors"))) > 1

@@ -33,7 +33,7 @@ def test_progress_reaches_its_total(mixtral_dir: Path, mix: Recipe, tmp_path: Pa
     assert any("writing" in message for _, _, message in steps.calls)
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 4, 6, 7, 12, 30])
+@pytest.mark.parametrize("stop_at", [1, 2, 4, 6, 7, 12, 18])
 def test_interrupted_and_resumed_gives_the_same_bytes(
     stop_at: int,
     mixtral_dir: Path,
@@ -106,10 +106,10 @@ def test_killed_in_the_middle_and_resumed(
     assert [file.name for file in out.parent.iterdir()] == ["out"]
 
 
-def test_a_staged_group_that_the_machine_lost_is_encoded_again(
+def test_a_group_that_the_machine_lost_is_encoded_again(
     mixtral_dir: Path, mix: Recipe, packed_dir: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
-    """What is staged is not synced; its checksums are looked at before it is used."""
+    """What is written is not synced; its checksums are looked at before another run uses it."""
 
     def stop(done: int, total: int, message: str) -> None:
         if message.startswith("writing"):
@@ -118,11 +118,11 @@ def test_a_staged_group_that_the_machine_lost_is_encoded_again(
     out = tmp_path / "out"
     with pytest.raises(Cancelled):
         compress(mixtral_dir, out, mix, progress=stop)
-    staged = sorted((tmp_path / "out.partial" / ".ders-groups").glob("*.safetensors"))[0]
-    damaged = bytearray(staged.read_bytes())
+    written = min((tmp_path / "out.partial" / ".ders-groups").glob("*.unfinished"))
+    damaged = bytearray(written.read_bytes())
     damaged[-1] ^= 1
-    staged.write_bytes(damaged)
-    with raises_saying(OutputError, staged, "damaged", "resume"):
+    written.write_bytes(damaged)
+    with raises_saying(OutputError, written, "damaged", "resume"):
         compress(mixtral_dir, out, mix, resume=True)
     assert not out.exists()
     compress(mixtral_dir, out, mix, resume=True)

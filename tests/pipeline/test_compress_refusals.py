@@ -13,6 +13,7 @@ from support.compress_support import TWO_BITS, Snapshot, refused
 
 from ders_core.codecs import Keep, Quantized, Sparse
 from ders_core.errors import CheckpointError, OutputError, RecipeError
+from ders_core.files.past_cache import written_from
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import DenseBase, Recipe, Rule
 from ders_core.units import bytes_text
@@ -121,7 +122,8 @@ def test_a_parent_that_does_not_exist(mixtral_dir: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "where",
     [
-        "00000-gate.safetensors",
+        "fixed-00000",
+        "appended-2-00000",
         "00001-down.json",
         "model.safetensors",
         "config.json",
@@ -145,11 +147,15 @@ def test_a_full_disk_is_one_sentence_and_no_output(
         full = Path(path).name.removeprefix(".").startswith(where)  # written aside
         return open("/dev/full" if full else path, mode, **options)
 
+    def written_full(path: Path, *given: Any) -> Any:
+        return written_from(Path("/dev/full") if path.name.startswith(where) else path, *given)
+
     def copy_full(path: Path, mode: str, **options: Any) -> Any:
         return open("/dev/full" if "w" in mode else path, mode, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr("ders_core.files.writer.open", open_full, raising=False)
+        patch.setattr("ders_core.files.in_place.written_from", written_full)
         patch.setattr("ders_core.files.aside.os.fsync", lambda handle: None)
         if where == "side files":
             patch.setattr("ders_core.files.address.open", copy_full, raising=False)

@@ -1,4 +1,4 @@
-"""A large group that is staged becomes a weight file itself; small ones are joined."""
+"""Variable tensors of a large group are a weight file themselves."""
 
 from __future__ import annotations
 
@@ -7,33 +7,24 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from support.compress_support import Snapshot, Steps
 from support.messages import raises_saying
 
 from ders_core.codecs import Entropy, Lossless
 from ders_core.errors import Cancelled, OutputError
-from ders_core.files.dtype import Dtype
 from ders_core.files.model_files import INDEX
-from ders_core.files.spec import TensorSpec
+from ders_core.files.sealed import read_sealed, write_sealed
 from ders_core.files.writer import write_file
-from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline import appended, own_files
 from ders_core.pipeline import compress as compress_module
-from ders_core.pipeline import encode as encode_module
-from ders_core.pipeline import own_files
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.notes import read_note, write_note
-from ders_core.pipeline.own_files import most_copied, staged_files
-from ders_core.pipeline.plan import resolve
-from ders_core.pipeline.staging import DIRECTORY
+from ders_core.pipeline.staging import DIRECTORY, NAMES
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe, Rule
@@ -57,9 +48,9 @@ def small_files() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def joined(mixtral_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output where every group is small, so that all are in one file."""
-    out = tmp_path_factory.mktemp("joined") / "out"
+def in_one(mixtral_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output where every group is small, so that all are appended to one file."""
+    out = tmp_path_factory.mktemp("one") / "out"
     compress(mixtral_dir, out, RECIPE)
     assert [file.name for file in out.glob("*.safetensors")] == ["model.safetensors"]
     return out
@@ -109,26 +100,22 @@ def test_a_large_group_is_written_once(
         staged[facts.st_ino], past_cache[facts.st_ino] = facts.st_size, options["past_cache"]
         return checksums
 
-    monkeypatch.setattr(encode_module, "write_file", watched)
+    monkeypatch.setattr(appended, "write_file", watched)
     compress(mixtral_dir, out, RECIPE)
     inodes = {file.stat().st_ino for file in out.glob("*.safetensors")}
-    large = {inode for inode, size in staged.items() if size >= LARGE}
-    assert len(staged) == GROUPS
-    assert len(large) == OWN
-    assert (
-        large
-        == inodes & staged.keys()
-        == {inode for inode, is_past in past_cache.items() if is_past}
-    )
+    assert len(staged) == OWN
+    assert all(size >= LARGE for size in staged.values())
+    assert all(past_cache.values())
+    assert staged.keys() < inodes
     assert len(inodes) == 1 + OWN
 
 
 def test_the_same_tensors_in_more_files(
-    mixtral_dir: Path, joined: Path, apart: Path, tmp_path: Path
+    mixtral_dir: Path, in_one: Path, apart: Path, tmp_path: Path
 ) -> None:
     """Read by safetensors alone, as the index says, and by every part of this package."""
     index = json.loads((apart / INDEX).read_text())["weight_map"]
-    wanted = load_file(joined / "model.safetensors")
+    wanted = load_file(in_one / "model.safetensors")
     files = {name: load_file(apart / name) for name in set(index.values())}
     assert sorted(files) == [f"model-{number:05d}-of-00003.safetensors" for number in (1, 2, 3)]
     assert (
@@ -141,7 +128,7 @@ def test_the_same_tensors_in_more_files(
             assert opened.metadata() == {"format": "pt"}
     assert verify(apart, against=mixtral_dir).ok
     synthesize(apart, tmp_path / "back")
-    synthesize(joined, tmp_path / "wanted")
+    synthesize(in_one, tmp_path / "wanted")
     back, plain = ((tmp_path / name / "model.safetensors") for name in ("back", "wanted"))
     assert back.read_bytes() == plain.read_bytes()
 
@@ -168,7 +155,7 @@ def as_it_is(partial: Path) -> int:
     return 0
 
 
-def one_not_yet_moved(partial: Path) -> int:
+def one_not_yet_renamed(partial: Path) -> int:
     """The first large group's file has its staged name."""
     os.rename(
         partial / "model-00002-of-00003.safetensors", partial / DIRECTORY / "00000-down.safetensors"
@@ -186,27 +173,34 @@ def one_without_a_header(partial: Path) -> int:
     return 1
 
 
+def none_known(partial: Path) -> int:
+    """Nothing tells which file is which."""
+    (partial / DIRECTORY / NAMES).write_text("{")
+    return GROUPS
+
+
 def of_an_earlier_version(partial: Path) -> int:
-    """Which staged without metadata, and joined all that it staged."""
-    file, note = (
-        partial / "model-00002-of-00003.safetensors",
-        partial / DIRECTORY / "00000-down.json",
-    )
-    staged = note.with_suffix(".safetensors")
-    os.rename(file, staged)
-    told = read_note(note)
-    assert told is not None
-    save_file(load_file(staged), staged)
-    write_note(note, told)
-    (partial / "model-00003-of-00003.safetensors").unlink()
-    (partial / "model-00001-of-00003.safetensors").rename(partial / "model.safetensors")
-    return OWN
+    """Which staged each group as a file, and all of its tensors in it."""
+    for note in (partial / DIRECTORY).glob("*.json"):
+        told = read_sealed(note)
+        assert told is not None
+        del told["appended"]
+        write_sealed(note, told)
+    return GROUPS
 
 
 @pytest.mark.parametrize(
-    "change", [as_it_is, one_not_yet_moved, one_lost, one_without_a_header, of_an_earlier_version]
+    "change",
+    [
+        as_it_is,
+        one_not_yet_renamed,
+        one_lost,
+        one_without_a_header,
+        none_known,
+        of_an_earlier_version,
+    ],
 )
-def test_killed_after_groups_were_moved(
+def test_killed_after_files_were_renamed(
     change: Callable[[Path], int],
     mixtral_dir: Path,
     ended: Path,
@@ -223,7 +217,7 @@ def test_killed_after_groups_were_moved(
 
 
 def test_nothing_stays_of_files_that_were_cut_otherwise(
-    mixtral_dir: Path, ended: Path, joined: Path, tmp_path: Path, snapshot: Snapshot
+    mixtral_dir: Path, ended: Path, in_one: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     """As when the source has changed since, and groups have other sizes."""
     partial = Path(shutil.copytree(ended, tmp_path / "out.partial"))
@@ -231,10 +225,10 @@ def test_nothing_stays_of_files_that_were_cut_otherwise(
     steps = Steps()
     compress(mixtral_dir, tmp_path / "out", RECIPE, resume=True, progress=steps)
     assert encoded(steps) == 0
-    assert snapshot(tmp_path / "out") == snapshot(joined)
+    assert snapshot(tmp_path / "out") == snapshot(in_one)
 
 
-def test_what_another_run_moved_is_read_back(
+def test_what_another_run_renamed_is_read_back(
     mixtral_dir: Path,
     ended: Path,
     apart: Path,
@@ -254,64 +248,3 @@ def test_what_another_run_moved_is_read_back(
     compress(mixtral_dir, tmp_path / "out", RECIPE, resume=True, progress=steps)
     assert encoded(steps) == 1
     assert snapshot(tmp_path / "out") == snapshot(apart)
-
-
-def test_there_must_be_room_for_small_groups_twice(
-    mixtral_dir: Path, tmp_path: Path, small_files: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = resolve(RECIPE, open_checkpoint(mixtral_dir))
-    beside = sum(file.stat().st_size for file in mixtral_dir.glob("*.json"))
-    sizes = [entry.bytes_after for entry in plan.entries]
-    twice = sum(size for size in sizes if size < LARGE) + sum(
-        max(0, 2 * (LARGE - 1) - size) for size in sizes if size >= LARGE
-    )
-    free = plan.bytes_after + twice - 1
-
-    def disk_usage(place: Any) -> SimpleNamespace:
-        return SimpleNamespace(free=free)
-
-    monkeypatch.setattr("ders_core.files.output.shutil.disk_usage", disk_usage)
-    with raises_saying(OutputError, "free", tmp_path):
-        compress(mixtral_dir, tmp_path / "out", RECIPE)
-    free += 1 + beside
-    with pytest.raises(Cancelled):
-        compress(mixtral_dir, tmp_path / "out", RECIPE, progress=Steps(1))
-
-
-@settings(max_examples=60, deadline=None)
-@given(most=st.lists(st.integers(0, 30), max_size=3), own=st.integers(1, 12))
-def test_room_is_that_of_the_worst_case(most: list[int], own: int) -> None:
-    """Among all sizes that groups can turn out to have."""
-
-    def beyond(size: int, bound: int) -> int:
-        return (2 * size if size < own else size) - bound
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own_files, "OWN_BYTES", own)
-        assert most_copied(most) == sum(
-            max(beyond(size, bound) for size in range(bound + 1)) for bound in most
-        )
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    carried=st.lists(st.integers(0, 20), max_size=4),
-    groups=st.lists(st.lists(st.integers(0, 20), min_size=1, max_size=3), max_size=5),
-)
-def test_each_tensor_is_in_one_file(carried: list[int], groups: list[list[int]]) -> None:
-    def specs(sizes: list[int], of: str) -> dict[str, TensorSpec]:
-        return {f"{of}.{i}": TensorSpec(Dtype.U8, (size,)) for i, size in enumerate(sizes)}
-
-    by_key = {f"g{i}": specs(sizes, f"g{i}") for i, sizes in enumerate(groups)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own_files, "OWN_BYTES", 20)
-        files, own = staged_files(specs(carried, "c"), by_key)
-    assert set(own.values()) == {f"g{i}" for i, sizes in enumerate(groups) if sum(sizes) >= 20}
-    assert all(files[name] == by_key[key] for name, key in own.items())
-    assert sorted(name for file in files.values() for name in file) == sorted(
-        [*specs(carried, "c"), *(name for group in by_key.values() for name in group)]
-    )
-    others = len(files) - len(own)
-    assert others == bool(carried or len(own) < len(groups))
-    assert list(files)[others:] == list(own)
-    assert len(files) != 1 or list(files) == ["model.safetensors"]

@@ -13,6 +13,7 @@ from ders_core.files.store import TensorStore
 from ders_core.files.writer import filled, shards
 from ders_core.packed.manifest import Manifest
 from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline import arrangement
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, Rule, presets
@@ -76,6 +77,7 @@ def test_predicted_bytes_are_written(
     if shard_limit is not None:
         for cut in (shards, filled):
             monkeypatch.setattr(cut, "__defaults__", (shard_limit,))
+        monkeypatch.setattr(arrangement, "MAX_SHARD_BYTES", shard_limit)
     source: Path = request.getfixturevalue(directory)
     plan = resolve(presets()[preset], open_checkpoint(source))
     report = compress(source, tmp_path / "out", presets()[preset], runner=encoded_once)

@@ -17,8 +17,9 @@ from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.forecast import forecast
-from ders_core.pipeline.plan import check_files, resolve
+from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.predicted import removal_costs, shrinkage_cost
+from ders_core.pipeline.recipe_files import check_files
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
 

@@ -11,7 +11,8 @@ from support.shell import ders
 from ders_core.errors import CheckpointError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.plan import check_files, resolve
+from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.recipe_files import check_files
 from ders_core.pipeline.report import Report
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe

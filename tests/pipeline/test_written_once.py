@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,17 +11,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support.compress_support import Snapshot, Steps
 from support.messages import raises_saying
 
 from ders_core.codecs import LowRank, Quantized
 from ders_core.errors import Cancelled, OutputError
-from ders_core.files.writer import filled, shards
+from ders_core.files.spec import TensorSpec
+from ders_core.files.writer import (
+    METADATA,
+    file_order,
+    filled,
+    shards,
+    tensor_bytes,
+    write_file,
+)
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline import arrangement as arrangement_module
 from ders_core.pipeline import compress as compress_module
 from ders_core.pipeline import encode as encode_module
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.plan import Plan, resolve
+from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
+from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, Rule
 
 EXACT = Recipe(
@@ -32,23 +44,41 @@ EXACT = Recipe(
 GROUPS = 6
 
 
-@contextmanager
-def staged() -> Iterator[None]:
-    """As if lengths depended on the data."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "exact", False)
-        yield
-
-
 @pytest.fixture(scope="module")
 def wanted(
     mixtral_dir: Path, tmp_path_factory: pytest.TempPathFactory, snapshot: Snapshot
 ) -> dict[str, Any]:
-    """What the recipe gives where each group is staged first."""
-    out = tmp_path_factory.mktemp("staged") / "out"
-    with staged():
-        compress(mixtral_dir, out, EXACT)
-    return snapshot(out)
+    """What the recipe gives; its weights are what groups give that are encoded each to a file of
+    its own, beside what is carried, as safetensors lays them out."""
+    place = tmp_path_factory.mktemp("wanted")
+    compress(mixtral_dir, place / "out", EXACT)
+    source = open_checkpoint(mixtral_dir)
+    tensors = dict[str, torch.Tensor]()
+    for layer in (0, 1):
+        for projection in ("gate", "up", "down"):
+            staged = place / f"{layer}-{projection}.safetensors"
+            ref = CheckpointRef(source.place, source.identity)
+            encode(
+                EncodeTask(
+                    source=ref,
+                    recipe=EXACT,
+                    key=(layer, projection),
+                    device="cpu",
+                    staged=str(staged),
+                )
+            )
+            tensors |= load_file(staged)
+    carried = load_file(mixtral_dir / "model.safetensors").items()
+    tensors |= {name: tensor for name, tensor in carried if ".experts." not in name}
+    write_file(
+        place / "alone.safetensors",
+        file_order({name: TensorSpec.like(tensor) for name, tensor in tensors.items()}),
+        lambda name: tensor_bytes(tensors[name]),
+        METADATA,
+    )
+    whole = (place / "out" / "model.safetensors").read_bytes()
+    assert whole == (place / "alone.safetensors").read_bytes()
+    return snapshot(place / "out")
 
 
 def encoded(steps: Steps) -> int:
@@ -106,16 +136,24 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
 def test_several_weight_files(
     mixtral_dir: Path, tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ders_core.pipeline.plan.shards", partial(shards, max_bytes=60_000))
-    monkeypatch.setattr("ders_core.pipeline.own_files.filled", partial(filled, max_bytes=60_000))
-    with staged():
-        compress(mixtral_dir, tmp_path / "staged", EXACT)
+    monkeypatch.setattr(arrangement_module, "filled", partial(filled, max_bytes=60_000))
+    compress(mixtral_dir, tmp_path / "at once", EXACT)
     for stop_at in (5, 11):
         with pytest.raises(Cancelled):
             compress(mixtral_dir, tmp_path / "out", EXACT, resume=True, progress=Steps(stop_at))
     compress(mixtral_dir, tmp_path / "out", EXACT, resume=True)
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
-    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "staged")
+    names = [file.name for file in (tmp_path / "out").glob("*.safetensors")]
+    assert len(names) > 2
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "at once")
+    assert sorted(names) == list(shards(specs_in(tmp_path / "out"), 60_000))
+
+
+def specs_in(packed: Path) -> dict[str, TensorSpec]:
+    """In the order of files."""
+    store = PackedCheckpoint(packed).store
+    return {
+        name: store.tensors[name].spec for file in sorted(store.files) for name in store.files[file]
+    }
 
 
 def stopped(mixtral_dir: Path, out: Path) -> Path:
@@ -198,8 +236,6 @@ def test_a_group_of_another_machine_is_read_back(
 def test_there_must_be_room_for_the_output_once(
     mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ders_core.packed.open import open_checkpoint
-
     after = resolve(EXACT, open_checkpoint(mixtral_dir)).bytes_after
     beside = sum(file.stat().st_size for file in mixtral_dir.glob("*.json"))
     free = after - 1

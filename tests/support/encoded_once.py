@@ -1,4 +1,5 @@
-"""A task runner that encodes a group once: the next time, what was written is copied."""
+"""A task runner that encodes a group once: the next time, what was written is copied. What has no
+place beforehand is staged, since its place depends on the other groups."""
 
 from __future__ import annotations
 
@@ -23,8 +24,10 @@ class EncodedOnce:
 
     def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any], /) -> Iterator[Any]:
         for task in tasks:
-            alike = replace(task, staged="", places=None, run="", held=Held())
-            key = pickle.dumps((function, alike, task.places is None))
+            if task.behind is not None:
+                task = replace(task, behind=replace(task.behind, note="of no group"))
+            alike = replace(task, staged="", places={}, behind=None, run="", held=Held())
+            key = pickle.dumps((function, alike, sorted(task.places)))
             if key not in self.known:
                 answer = function(task)
                 kept = self.directory / str(len(self.known))
@@ -52,5 +55,4 @@ def _staged(task: Any) -> Iterator[Path]:
 
 def _in_place(task: Any) -> dict[str, bytes]:
     """What was written to the group's places, by the names of its tensors."""
-    places = task.places or {}
-    return {name: b"".join(place.raw()) for name, place in places.items()}
+    return {name: b"".join(place.raw()) for name, place in task.places.items()}
