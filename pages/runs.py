@@ -287,7 +287,7 @@ def details(job: Job) -> None:
         log_tail(job, 40)
         with st.expander("Recipe", key=f"recipe_{job.id}"):
             st.code(str(job.spec.get("recipe", "")), language="yaml")
-        with st.container(horizontal=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
             if job.state == "done":
                 st.page_link("pages/export.py", label="Export", icon=":material/download:")
                 if result is not None and not is_address(job.spec["checkpoint"]):

@@ -112,6 +112,26 @@ def test_errors_become_sentences(
     assert states(jobs[0])["compress"] == "failed"
 
 
+def test_time_left_is_told_from_the_units_that_are_worked_on(
+    workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step may count bytes first, and then tokens, of which there may be more or fewer."""
+    monkeypatch.setattr("ders_core.jobs.context.WRITE_EVERY", 0.0)
+    monkeypatch.setattr("ders_core.jobs.pace.SPACING", 0.0)
+    counted: list[list[int]] = []
+
+    def count(self: Analyze, context: TaskContext, spec: AnalyzeSpec) -> dict[str, object]:
+        for done, total in ((10, 100), (50, 100), (60, 300), (70, 300), (5, 300), (9, 300)):
+            context.progress(done, total, "counting")
+            counted.append([units for _, units in store.get(context.job.id).samples])
+        raise JobError("that is all")
+
+    monkeypatch.setattr("ders_core.jobs.kinds.analyze.Analyze.run", count)
+    store.submit("analyze", {"checkpoint": "/m"}, "Look")
+    run_worker(workspace, stop_when_idle=True)
+    assert counted == [[10], [10, 50], [60], [60, 70], [5], [5, 9]]
+
+
 def test_memory_is_named(
     workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
