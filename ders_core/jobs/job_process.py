@@ -29,9 +29,9 @@ from ders_core.jobs.claims import Claim, TakenOver
 from ders_core.jobs.deaths import Death
 from ders_core.jobs.leftovers import sweep
 from ders_core.jobs.patience import Patience, tell
-from ders_core.jobs.perform import InThisProcess
+from ders_core.jobs.perform import InThisProcess, Setting
 from ders_core.jobs.process import package_environment
-from ders_core.jobs.stop import Stop, stop_signals
+from ders_core.jobs.stop import stop_signals
 from ders_core.jobs.workspace import Workspace
 
 IDLE_SECONDS = 60.0
@@ -47,20 +47,14 @@ Claimed = queue.SimpleQueue[Claim]
 
 
 class InChildProcess:
-    """Does jobs in a child process, which is started for the first one and again after a pause.
+    """Does jobs in a child process, which is started for the first one and again after a pause."""
 
-    scheduler: address of a dask scheduler whose workers do the per-group work.
-    """
-
-    def __init__(
-        self, workspace: Workspace, scheduler: str | None, stop: Stop, patience: Patience
-    ) -> None:
-        self._workspace, self._scheduler = workspace, scheduler
-        self._stop, self._patience = stop, patience
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
         self._child: _Child | None = None
 
     def do(self, claim: Claim) -> None:
-        """Have one job done, and see that its end is in the store, as soon as that can be used.
+        """Have one job done, and see that its end is in the store, once the store can be used.
 
         If the child dies, the job goes back into the queue with what is known of that, or fails
         after the last of several times. If this thread is interrupted, the child is killed and the
@@ -69,7 +63,7 @@ class InChildProcess:
         try:
             missing = self._missing_end(claim)
             if missing is not None:
-                self._patience(missing)
+                self._setting.patience(missing)
         except TakenOver as error:
             tell(error)
         except BaseException:
@@ -96,10 +90,10 @@ class InChildProcess:
             self.close()
         kills, is_told = oom_kills(), False
         try:
-            self._child = self._child or _Child(self._workspace, self._scheduler)
+            self._child = self._child or _Child(self._setting.workspace, self._setting.scheduler)
             self._child.ask(claim)
             while not self._child.has_answered():
-                if self._stop.asked and not is_told:
+                if self._setting.stop.asked and not is_told:
                     self._child.stop()
                     is_told = True
         except _Ended as ended:
@@ -107,7 +101,7 @@ class InChildProcess:
             now = oom_kills()
             starved = None if now is None or kills is None else now > kills
             death = Death(ended.status, starved)
-            return claim.release if self._stop.asked else partial(claim.lose, death)
+            return claim.release if self._setting.stop.asked else partial(claim.lose, death)
         except OSError as error:
             return partial(claim.fail, f"no process can be started that does jobs: {error}")
         return None
@@ -181,7 +175,7 @@ class _Child:
 def serve(claimed: Claimed, pipe: Connection, workspace: Workspace, scheduler: str | None) -> None:
     """Do each job that is claimed, and answer, until SIGTERM or SIGINT."""
     with stop_signals() as stop:
-        doer = InThisProcess(workspace, scheduler, stop, Patience(workspace, stop))
+        doer = InThisProcess(Setting(workspace, scheduler, stop, Patience(workspace, stop)))
         while not stop.asked:
             with suppress(queue.Empty):
                 doer.do(claimed.get(timeout=LOOK))

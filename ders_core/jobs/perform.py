@@ -6,6 +6,7 @@ import gc
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,23 +20,29 @@ from ders_core.jobs.stop import Stop
 from ders_core.jobs.workspace import Workspace
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a worker does its jobs with. scheduler: address of a dask scheduler whose workers do the
+    per-group work; stop: of the process; patience: what calls the job store."""
+
+    workspace: Workspace
+    scheduler: str | None
+    stop: Stop
+    patience: Patience
+
+
 class InThisProcess:
-    """Does jobs here; the libraries that they import stay in this process's memory.
+    """Does jobs here; the libraries that they import stay in this process's memory."""
 
-    scheduler: address of a dask scheduler whose workers do the per-group work.
-    """
-
-    def __init__(
-        self, workspace: Workspace, scheduler: str | None, stop: Stop, patience: Patience
-    ) -> None:
-        self._workspace, self._scheduler = workspace, scheduler
-        self._stop, self._patience = stop, patience
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
 
     def do(self, claim: Claim) -> None:
         """Do one job and write its end to the store, as soon as the store can be used."""
-        context = TaskContext(claim, self._workspace, self._scheduler, self._stop)
+        of = self._setting
+        context = TaskContext(claim, of.workspace, of.scheduler, of.stop)
         try:
-            self._patience(_outcome(claim, context))
+            of.patience(_outcome(claim, context))
         except TakenOver as error:
             tell(error)
         _free_memory()

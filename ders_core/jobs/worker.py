@@ -23,8 +23,8 @@ from ders_core.jobs.job import STALE_AFTER
 from ders_core.jobs.job_process import InChildProcess
 from ders_core.jobs.leftovers import sweep
 from ders_core.jobs.patience import Leaving, Patience, tell
-from ders_core.jobs.perform import InThisProcess
-from ders_core.jobs.stop import Stop, stop_signals
+from ders_core.jobs.perform import InThisProcess, Setting
+from ders_core.jobs.stop import stop_signals
 from ders_core.jobs.workspace import Workspace
 
 POLL = 0.4
@@ -56,7 +56,7 @@ def run_worker(
     *,
     stop_when_idle: bool = False,
     worker_id: str | None = None,
-    doer: Callable[[Workspace, str | None, Stop, Patience], Doer] = InThisProcess,
+    doer: Callable[[Setting], Doer] = InThisProcess,
 ) -> None:
     """Work until SIGTERM or SIGINT, which put a running job back into the queue.
 
@@ -73,7 +73,7 @@ def run_worker(
         claims = patience(lambda: Claims(workspace.store_path, worker_id or uuid.uuid4().hex))
         with (
             Heartbeat(claims) as heart,
-            closing(doer(workspace, scheduler, stop, patience)) as does,
+            closing(doer(Setting(workspace, scheduler, stop, patience))) as does,
         ):
             patience(heart.beat)
             looked, useful = time.time(), time.monotonic()

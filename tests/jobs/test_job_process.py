@@ -16,6 +16,7 @@ from ders_core.jobs.claims import MAX_LOSSES, Claims, TakenOver
 from ders_core.jobs.deaths import Death
 from ders_core.jobs.job_process import IDLE_SECONDS, InChildProcess
 from ders_core.jobs.patience import Patience
+from ders_core.jobs.perform import Setting
 from ders_core.jobs.stop import Stop
 from ders_core.jobs.worker import run_worker
 from ders_core.pipeline.compress import compress
@@ -75,8 +76,9 @@ def test_a_process_without_jobs_ends_and_the_next_job_gets_another(
     stop = Stop()
     claims = Claims(store.path, "worker")
     claims.beat(None, 0, 0.0)
+    setting = Setting(workspace, None, stop, Patience(workspace, stop))
     seen = set()
-    with closing(InChildProcess(workspace, None, stop, Patience(workspace, stop))) as doer:
+    with closing(InChildProcess(setting)) as doer:
         for name in ("one", "two"):
             number = submit_run(store, tmp_path / name, FAST_RECIPE)
             claim = claims.claim()
