@@ -20,7 +20,7 @@ from playwright.sync_api import Locator, Page, expect
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.browsing import chromium
+from support.browsing import chromium, type_into
 from support.job_waits import wait_for_job
 from support.studio_process import Studio, running_studio
 
@@ -140,7 +140,7 @@ def choose_recipe(film: Film, studio: Studio) -> None:
 
 def run(film: Film, studio: Studio) -> None:
     film.go("Runs")
-    film.page.get_by_role("spinbutton", name="Tokens").fill("2048")
+    type_into(film.page.get_by_role("spinbutton", name="Tokens"), "2048")
     film.press(film.page.get_by_role("button", name="Start"))
     expect(film.page.get_by_test_id("stMain").get_by_test_id("stProgress").first).to_be_visible()
     film.page.wait_for_timeout(1500)
@@ -153,7 +153,7 @@ def run(film: Film, studio: Studio) -> None:
 
 def ask(film: Film, studio: Studio) -> None:
     film.go("Playground")
-    film.page.get_by_role("textbox", name="Prompt").fill(PROMPT)
+    type_into(film.page.get_by_role("textbox", name="Prompt"), PROMPT)
     film.press(film.page.get_by_role("button", name="Ask"))
     wait_for_job(studio, "ask")
     expect(film.page.get_by_text("A marked token").first).to_be_visible()

@@ -226,6 +226,7 @@ def groups_table(result: RunResult) -> None:
             bytes_before=table["bytes_before"] / 1e6, bytes_after=table["bytes_after"] / 1e6
         ),
         hide_index=True,
+        placeholder="",
         column_config={
             "bytes_before": st.column_config.NumberColumn("before, MB", format="%.3g"),
             "bytes_after": st.column_config.NumberColumn("after, MB", format="%.3g"),
@@ -245,6 +246,7 @@ def others_table(result: RunResult) -> None:
             bytes_before=table["bytes_before"] / 1e6, bytes_after=table["bytes_after"] / 1e6
         ),
         hide_index=True,
+        placeholder="",
         column_config={
             "kind": st.column_config.TextColumn("other tensors"),
             "bytes_before": st.column_config.NumberColumn("before, MB", format="%.3g"),
@@ -287,7 +289,7 @@ def details(job: Job) -> None:
         log_tail(job, 40)
         with st.expander("Recipe", key=f"recipe_{job.id}"):
             st.code(str(job.spec.get("recipe", "")), language="yaml")
-        with st.container(horizontal=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
             if job.state == "done":
                 st.page_link("pages/export.py", label="Export", icon=":material/download:")
                 if result is not None and not is_address(job.spec["checkpoint"]):

@@ -47,11 +47,12 @@ def demo(
 def worker(workspace: WorkspaceOption = None, scheduler: SchedulerOption = None) -> None:
     """Run a worker alone: it takes up the jobs of a workspace until it is stopped."""
     from ders_core.jobs import Workspace, default_workspace
+    from ders_core.jobs.job_process import InChildProcess
     from ders_core.jobs.worker import run_worker
 
     place = Workspace(workspace) if workspace else default_workspace()
     print_line(f"worker of {place.path}; stop it with Ctrl-C")
-    run_worker(place, scheduler=scheduler)
+    run_worker(place, scheduler=scheduler, doer=InChildProcess)
 
 
 def run_app(

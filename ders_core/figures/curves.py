@@ -223,7 +223,7 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         y=ordered["kl"],
         mode="markers+text",
         text=" " + ordered["name"].map(label_of),
-        textposition="middle right",  # above, it would stand in the interval
+        textposition="top right",  # above, it would stand in the interval, and beside, in the line
         name="runs",
         marker={"size": 11, "color": "#0072b2"},
         error_y={

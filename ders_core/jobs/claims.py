@@ -106,6 +106,22 @@ class Claim:
             )
             log_event(db, self.job.id, "info", "put back: the worker was stopped")
 
+    def lose(self, death: Death) -> None:
+        """Put the job back into the queue, because the process that did it died; fail it if that
+        happened more than MAX_LOSSES times. Raises TakenOver."""
+        with transaction(self.path) as db:
+            row = self._check(db)
+            deaths = [*deaths_of(row["deaths"]), death]
+            if row["losses"] >= MAX_LOSSES:
+                _give_up(db, row, deaths)
+                return
+            db.execute(
+                "UPDATE jobs SET state = 'queued', worker = NULL, losses = losses + 1, deaths = ?,"
+                " steps = ?, samples = '[]', message = 'waiting to continue' WHERE id = ?",
+                (deaths_json(deaths), steps_text(rewound(steps_of(row["steps"]))), self.job.id),
+            )
+            log_event(db, self.job.id, "warning", f"its process died: {deaths_text([death])}")
+
     def _end(
         self,
         state: str,
@@ -159,22 +175,14 @@ class Claims:
         self.path, self.worker_id = path, worker_id
         prepare(path)
 
-    def beat(self, job_id: int | None, devices: Sequence[str], memory: int, cpu: float) -> None:
+    def beat(self, job_id: int | None, memory: int, cpu: float) -> None:
         """Report that this worker is alive. memory: bytes; cpu: percent of one core."""
         self.announce(os.getpid())
         with transaction(self.path) as db:
             db.execute(
-                "UPDATE workers SET heartbeat = ?, job_id = ?, devices = ?, memory = ?, cpu = ?,"
-                " oom_kills = ? WHERE id = ?",
-                (
-                    time.time(),
-                    job_id,
-                    json.dumps(list(devices)),
-                    memory,
-                    cpu,
-                    oom_kills(),
-                    self.worker_id,
-                ),
+                "UPDATE workers SET heartbeat = ?, job_id = ?, memory = ?, cpu = ?, oom_kills = ?"
+                " WHERE id = ?",
+                (time.time(), job_id, memory, cpu, oom_kills(), self.worker_id),
             )
             db.execute(
                 "UPDATE jobs SET peak_memory = max(peak_memory, ?) WHERE id = ? AND worker = ?",
@@ -232,7 +240,7 @@ class Claims:
             if orphans:
                 dead = _bury(db, now)
                 limit = now - STALE_AFTER
-                _give_up(db, dead, limit, now)
+                _give_up_orphans(db, dead, limit)
             else:
                 dead, limit = [], 0.0
             free: sqlite3.Row | None = db.execute(
@@ -297,19 +305,23 @@ def _deaths(db: sqlite3.Connection, job: sqlite3.Row) -> list[Death]:
     return [*deaths_of(job["deaths"]), death]
 
 
-def _give_up(db: sqlite3.Connection, dead: list[str], limit: float, now: float) -> None:
+def _give_up_orphans(db: sqlite3.Connection, dead: list[str], limit: float) -> None:
     """Fail the jobs that lost more than MAX_LOSSES workers."""
     rows = db.execute(
         f"SELECT * FROM jobs WHERE losses >= :most AND {ORPHANED}",
         {"most": MAX_LOSSES, "limit": limit, "dead": json.dumps(dead)},
     ).fetchall()
     for row in rows:
-        how = deaths_text(_deaths(db, row))
-        error = f"its worker died {MAX_LOSSES + 1} times while it ran: {how}"
-        steps = steps_text(stopped(steps_of(row["steps"]), "failed"))
-        db.execute(
-            "UPDATE jobs SET state = 'failed', finished = ?, error = ?, message = 'failed',"
-            " worker = NULL, steps = ? WHERE id = ?",
-            (now, error, steps, row["id"]),
-        )
-        log_event(db, row["id"], "error", error)
+        _give_up(db, row, _deaths(db, row))
+
+
+def _give_up(db: sqlite3.Connection, job: sqlite3.Row, deaths: list[Death]) -> None:
+    """Fail a job, because what did it died too often."""
+    error = f"its worker died {MAX_LOSSES + 1} times while it ran: {deaths_text(deaths)}"
+    steps = steps_text(stopped(steps_of(job["steps"]), "failed"))
+    db.execute(
+        "UPDATE jobs SET state = 'failed', finished = ?, error = ?, message = 'failed',"
+        " worker = NULL, steps = ? WHERE id = ?",
+        (time.time(), error, steps, job["id"]),
+    )
+    log_event(db, job["id"], "error", error)

@@ -54,6 +54,7 @@ class TaskContext:
         self._steps = self.job.steps
         self._step = ""
         self._samples: tuple[Sample, ...] = ()
+        self._total = 0
         self._message = ""
         self._written = self._logged = float("-inf")
 
@@ -115,6 +116,8 @@ class TaskContext:
         if now - self._written < WRITE_EVERY:
             return
         self._written = now
+        if total != self._total:  # other units, such as tokens of a text after bytes of weights
+            self._total, self._samples = total, ()
         self._samples = add_sample(self._samples, time.time(), done)
         with suppress(StoreUnavailable):  # the work goes on; its end is what must be written
             if self._claim.advance(self._step, done, total, message, self._samples):

@@ -18,13 +18,12 @@ INTERVAL = 2.0
 class Heartbeat:
     """Context manager: heartbeats while the block runs; at its end the worker leaves the store.
 
-    `job_id` and `devices` are reported with the next beat. The thread runs while torch computes,
-    because torch releases the GIL.
+    `job_id` is reported with the next beat. The thread runs while the main thread waits for the
+    process that does the job.
     """
 
     def __init__(self, claims: Claims, interval: float = INTERVAL) -> None:
         self.job_id: int | None = None
-        self.devices: tuple[str, ...] = ()
         self._claims = claims
         self._interval = interval
         self._usage = Usage()
@@ -51,7 +50,7 @@ class Heartbeat:
         """Raises JobError if the store cannot be written."""
         with self._beating:
             memory, cpu = self._usage.measure()
-            self._claims.beat(self.job_id, self.devices, memory, cpu)
+            self._claims.beat(self.job_id, memory, cpu)
 
     def work_on(self, job_id: int | None) -> None:
         """Report at once, if the store can be written, which job is worked on."""

@@ -8,7 +8,7 @@ import platform
 import sqlite3
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import psutil
@@ -119,7 +119,6 @@ class WorkerState:
     started: float
     heartbeat: float
     job_id: int | None
-    devices: tuple[str, ...]
     memory: int
     cpu: float
     companion: int | None
@@ -179,8 +178,7 @@ def job_of(row: sqlite3.Row) -> Job:
 
 def worker_of(row: sqlite3.Row) -> WorkerState:
     """A row of the table `workers`."""
-    values = {key: row[key] for key in row.keys()}  # noqa: SIM118 (a Row iterates over values)
-    return WorkerState(**(values | {"devices": tuple(json.loads(row["devices"]))}))
+    return WorkerState(**{field.name: row[field.name] for field in fields(WorkerState)})
 
 
 def steps_of(text: str) -> tuple[Step, ...]:

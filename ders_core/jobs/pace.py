@@ -15,7 +15,9 @@ KEPT = 20
 
 def add_sample(samples: Sequence[Sample], now: float, done: int) -> tuple[Sample, ...]:
     """Samples with one more, if units were done and SPACING seconds passed since the last one. The
-    first of a step is always kept."""
+    first of a step is always kept. If fewer units are done than before, they are counted anew."""
+    if samples and done < samples[-1][1]:
+        samples = ()
     if samples and (done <= samples[-1][1] or now - samples[-1][0] < SPACING):
         return tuple(samples)
     return (*samples, (now, done))[-KEPT:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -195,9 +196,10 @@ def _side_by_side(names: Sequence[str], result: CompareResult) -> None:
         st.markdown(strong(of_prompt[0].prompt))
         cells: list[tuple[str, Replies | None]] = [("Original", None)]
         cells += zip(names, of_prompt, strict=True)
-        for begin in range(0, len(cells), A_ROW):
-            row = cells[begin : begin + A_ROW]
-            for column, (name, replies) in zip(st.columns(A_ROW), row, strict=False):
+        side_by_side = math.ceil(len(cells) / math.ceil(len(cells) / A_ROW))  # 4 as 2 and 2
+        for begin in range(0, len(cells), side_by_side):
+            row = cells[begin : begin + side_by_side]
+            for column, (name, replies) in zip(st.columns(side_by_side), row, strict=False):
                 with column.container(border=True, height="stretch"):
                     st.markdown(strong(name))
                     if replies is None:

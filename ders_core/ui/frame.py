@@ -17,6 +17,7 @@ from ders_core.jobs import Which
 from ders_core.ui import reads, session
 from ders_core.ui.contrast import readable
 from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, ready_demo
+from ders_core.ui.foretold import foretold
 from ders_core.ui.job_progress import time_left
 from ders_core.ui.left_sessions import shut_down_left
 from ders_core.ui.linked_recipe import follow_named_recipe
@@ -125,8 +126,12 @@ def _predicted(source: Checkpoint | None) -> str:
         plan = reads.plan(source, recipe)
     except DersError:
         return "does not fit this checkpoint"
-    bound = "" if plan.exact else "at most "
-    return f"→ {bound}{bytes_text(plan.bytes_after)} ({share_text(plan.ratio)})"
+    told = foretold(source, recipe)
+    if told is None:
+        after, bound = plan.bytes_after, "" if plan.exact else "at most "
+    else:  # as the Recipe page has it
+        after, bound = told.bytes_after, "" if told.exact else "about "
+    return f"→ {bound}{bytes_text(after)} ({share_text(after / plan.bytes_before)})"
 
 
 def _draw_again_if_emptied() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from support.accessibility import OF_COLOURS, grave_findings
-from support.browsing import COMPUTED, drawn
+from support.browsing import COMPUTED, drawn, type_into
 from support.ended_jobs import add_ended
 from support.job_waits import wait_for_job
 from support.studio_process import Studio
@@ -50,7 +50,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(BACKSTOP)]
 
 def go(page: Page, name: str) -> None:
     link = page.get_by_test_id("stTopNavLink").get_by_text(name, exact=True)
-    link.click(delay=100)  # as slowly as a person: a field that is left reaches the app first
+    link.click()
     expect(page).to_have_url(
         re.compile(rf"/{name.lower() if name != 'Checkpoint' else ''}(\?.*)?$")
     )
@@ -138,7 +138,7 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     # another page.
     go(page, "Runs")
     tokens = page.get_by_role("spinbutton", name="Tokens")
-    tokens.fill("2048")
+    type_into(tokens, "2048")
     go(page, "Redundancy")
     expect(page.get_by_text("Colour of the map")).to_be_visible()
     go(page, "Runs")

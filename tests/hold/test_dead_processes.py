@@ -124,7 +124,7 @@ def test_a_kill_of_the_kernel_is_seen_by_the_next_worker(
     claims.announce(ended.pid)
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: ended.pid)
-        claims.beat(number, (), 0, 0.0)
+        claims.beat(number, 0, 0.0)
     assert claims.claim() is not None
     kills = 8
     assert Claims(store.path, "next").claim() is not None

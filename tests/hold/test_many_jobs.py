@@ -149,7 +149,7 @@ def test_a_store_of_the_former_version_is_brought_to_this_one(
     with connection(path) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
     claims = Claims(path, "me")
-    claims.beat(None, (), 0, 0.0)
+    claims.beat(None, 0, 0.0)
     number = store.submit("analyze", {"checkpoint": "/m"}).id
     claim = claims.claim()
     assert claim is not None
@@ -160,7 +160,7 @@ def test_a_claim_looks_at_no_other_job(tmp_path: Path, reads: Reads) -> None:
     path = tmp_path / "ders.sqlite"
     fill_with_runs(path, 2000, waiting=1500)
     claims = Claims(path, "me")
-    claims.beat(None, (), 0, 0.0)
+    claims.beat(None, 0, 0.0)
     reads.rows = reads.steps = 0
     claim = claims.claim()
     assert claim is not None

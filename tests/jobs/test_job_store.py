@@ -24,7 +24,7 @@ def submit(store: JobStore, title: str = "a job") -> int:
 
 def take(store: JobStore, worker_id: str = "me") -> Claim:
     claims = Claims(store.path, worker_id)
-    claims.beat(None, ("cpu",), 1000, 5.0)
+    claims.beat(None, 1000, 5.0)
     claim = claims.claim()
     assert claim is not None
     return claim
@@ -183,7 +183,7 @@ def test_a_silent_workers_job_is_taken_over_once(store: JobStore) -> None:
     assert rival.claim() is None
     silence(store, "first")
     assert rival.claim(orphans=False) is None
-    rival.beat(None, (), 0, 0.0)
+    rival.beat(None, 0, 0.0)
     second = rival.claim()
     assert second is not None
     assert (second.job.id, second.job.attempt) == (number, 2)
@@ -203,7 +203,7 @@ def test_a_silent_workers_job_is_taken_over_once(store: JobStore) -> None:
 
 def take_or_none(store: JobStore, worker_id: str) -> Claim | None:
     claims = Claims(store.path, worker_id)
-    claims.beat(None, (), 0, 0.0)
+    claims.beat(None, 0, 0.0)
     return claims.claim()
 
 
@@ -236,17 +236,12 @@ def test_workers(store: JobStore) -> None:
     assert not dead.alive
     number = submit(store)
     take(store)
-    Claims(store.path, "me").beat(number, ("cpu",), 5000, 90.0)
-    Claims(store.path, "me").beat(number, ("cpu",), 3000, 80.0)
+    Claims(store.path, "me").beat(number, 5000, 90.0)
+    Claims(store.path, "me").beat(number, 3000, 80.0)
     worker = store.worker()
     assert worker is not None
     assert worker.alive
-    assert (worker.job_id, worker.devices, worker.memory, worker.cpu) == (
-        number,
-        ("cpu",),
-        3000,
-        80.0,
-    )
+    assert (worker.job_id, worker.memory, worker.cpu) == (number, 3000, 80.0)
     assert store.get(number).peak_memory == 5000
     Claims(store.path, "me").leave()
     assert [worker.id for worker in store.workers()] == ["dead"]
@@ -254,7 +249,7 @@ def test_workers(store: JobStore) -> None:
 
 def _claim_all(path: Path, name: str, claimed: multiprocessing.Queue[tuple[str, int]]) -> None:
     claims = Claims(path, name)
-    claims.beat(None, (), 0, 0.0)
+    claims.beat(None, 0, 0.0)
     while (claim := claims.claim()) is not None:
         claimed.put((name, claim.job.id))
         claim.advance("analyze", 1, 2, "working", ())

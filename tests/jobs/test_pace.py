@@ -27,6 +27,11 @@ def test_work_that_was_resumed_counts_from_where_it_went_on() -> None:
     assert rate(((0.0, 900), (10.0, 950)), 10.0) == pytest.approx(5)
 
 
+def test_work_in_other_units_is_counted_anew() -> None:
+    """As when bytes of weights were read, and tokens of a text are next."""
+    assert add_sample(((0.0, 0), (2.0, 786_432)), 2.5, 1536) == ((2.5, 1536),)
+
+
 def test_silence_slows_down() -> None:
     samples = ((0.0, 0), (1.0, 10), (2.0, 20))
     assert rate(samples, 3.0) == pytest.approx(10)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 from support.missing import missing
 from support.studio_process import Studio
 
@@ -63,6 +63,18 @@ def drawn(page: Page, address: str) -> None:
     app = page.get_by_test_id("stApp")
     expect(app).to_have_attribute("data-test-script-state", "notRunning")
     expect(page.get_by_test_id("stSidebar").get_by_text("Worker")).to_be_attached()
+
+
+def type_into(field: Locator, text: str) -> None:
+    """Type into a field as a person does, once its page is drawn.
+
+    Streamlit puts a field's value into it a moment after it can be seen: in a busy browser, over
+    what a program has typed by then.
+    """
+    expect(field).to_be_visible()
+    app = field.page.get_by_test_id("stApp")
+    expect(app).to_have_attribute("data-test-script-state", "notRunning")
+    field.fill(text)
 
 
 @contextmanager

@@ -24,6 +24,13 @@ def shown(app: AppTest) -> dict[str, str]:
     return {metric.label: metric.value for metric in app.metric}
 
 
+def sidebar_words(app: AppTest) -> str:
+    """Of the first page, around which the studio draws its frame."""
+    on_page = app.switch_page("app.py").run()
+    assert not on_page.exception
+    return " ".join(markdown.value for markdown in on_page.sidebar.markdown)
+
+
 def test_gain_and_noise_without_a_calibration(app: AppTest, mixtral_dir: Path) -> None:
     source = open_checkpoint(mixtral_dir)
     on(opened(app, mixtral_dir), "recipe")
@@ -56,6 +63,8 @@ def test_bytes_are_about_where_they_are_not_exact(app: AppTest, mixtral_dir: Pat
     app.button(key="predict").click().run()
     assert not app.exception
     assert {"After, about", "Of original, about"} <= shown(app).keys()
+    about = shown(app)["After, about"]
+    assert f"→ about {about} (" in sidebar_words(app)
 
 
 def test_kl_with_gradients(app: AppTest, mixtral_dir: Path, workspace: Workspace) -> None:

@@ -38,7 +38,7 @@ def answered(
 
     asked = [(b"accept", b"text/html,*/*"), (b"accept-encoding", b"gzip")]
     scope = {"type": "http", "method": method, "headers": asked}
-    asyncio.run(RootAddress(app)(scope, receive, send))
+    asyncio.run(RootAddress(app, scripts=["more()"])(scope, receive, send))
     start, *bodies = sent
     assert start["status"] == status
     found: dict[bytes, bytes] = {name.lower(): value for name, value in start["headers"]}
@@ -49,7 +49,8 @@ def answered(
 def test_a_page_has_the_script_first_in_its_head(cut: int) -> None:
     kind = {"content-type": "text/html; charset=utf-8", "etag": "e"}
     headers, body = answered([PAGE[:cut], PAGE[cut:]], kind)
-    assert body == PAGE.replace(b"<head>", f"<head><script>{SCRIPT}</script>".encode(), 1)
+    scripts = f"<script>{SCRIPT}</script><script>more()</script>"
+    assert body == PAGE.replace(b"<head>", f"<head>{scripts}".encode(), 1)
     assert headers[b"content-length"] == str(len(body)).encode()
     assert headers[b"etag"] == b"e"
 

@@ -118,6 +118,8 @@ def test_ended_runs_are_compared_opened_and_exported(
     assert rows["name"].tolist() == ["three", "two", "one"]
     assert rows["state"].tolist() == ["failed", "done", "done"]
     assert rows["steps"].tolist() == [3, 12, 12]
+    assert app.dataframe[0].proto.placeholder == ""  # where a run has no figure, not "None"
+    assert app.dataframe[0].proto.HasField("placeholder")
     assert rows["perplexity"].tolist()[1:] == [20.0, 30.0]
     assert rows["perplexity_change"].tolist()[1:] == [-50.0, -25.0]
     assert rows["trained"].tolist()[1:] == [0.05, 0.05]

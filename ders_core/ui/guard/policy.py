@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ders_core.ui.guard.root_address import SCRIPT
-
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -69,10 +67,10 @@ def studio_policy(scripts: Iterable[str]) -> str:
     )
 
 
-def studio_headers(index: Path) -> Headers:
-    """The headers of the studio's answers. index: the page of the installed Streamlit, to which
-    `root_address` adds its script."""
-    scripts = [SCRIPT, *inline_scripts(index.read_text(encoding="utf-8"))]
+def studio_headers(index: Path, added: Iterable[str]) -> Headers:
+    """The headers of the studio's answers. index: the page of the installed Streamlit; added: the
+    scripts that are added to it."""
+    scripts = [*added, *inline_scripts(index.read_text(encoding="utf-8"))]
     return as_headers({**COMMON, "Content-Security-Policy": studio_policy(scripts)})
 
 

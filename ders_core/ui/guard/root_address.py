@@ -6,24 +6,26 @@ does not exist. The answer 404 stands in the browser's console, and the first pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ders_core.ui.guard.asgi import Application, Message, Receive, Scope, Send
 
 SCRIPT = 'window.__streamlit={BACKEND_BASE_URL:new URL("./",location.href).href}'
 """Addresses of pages have one part: what stands before it is the server's."""
 
 _HEAD, _END_OF_HEAD = b"<head>", b"</head>"
-_INSERTED = f"<script>{SCRIPT}</script>".encode()
 
 
 class RootAddress:
-    """ASGI middleware: adds `SCRIPT` to the HTML pages that are answered whole. Who asks for a page
+    """ASGI middleware: adds scripts to the HTML pages that are answered whole. Who asks for a page
     gets it as it is, not compressed.
 
-    links: HTML that ends their heads.
+    scripts: the first in their heads, beside `SCRIPT`. links: HTML that ends their heads.
     """
 
-    def __init__(self, app: Application, *, links: str = "") -> None:
+    def __init__(self, app: Application, *, scripts: Sequence[str] = (), links: str = "") -> None:
         self._app = app
+        self._scripts = "".join(f"<script>{text}</script>" for text in (SCRIPT, *scripts)).encode()
         self._links = links.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,7 +45,7 @@ class RootAddress:
             elif start and message["type"] == "http.response.body":
                 body.extend(message.get("body", b""))
                 if not message.get("more_body"):
-                    page = bytes(body).replace(_HEAD, _HEAD + _INSERTED, 1)
+                    page = bytes(body).replace(_HEAD, _HEAD + self._scripts, 1)
                     page = page.replace(_END_OF_HEAD, self._links + _END_OF_HEAD, 1)
                     await send(_with_length(start, len(page)))
                     await send({"type": "http.response.body", "body": page})

@@ -12,6 +12,7 @@ from streamlit import config
 
 from ders_core.errors import DersError
 from ders_core.ui.address import ANY, Listening
+from ders_core.ui.guard import left_fields, root_address
 from ders_core.ui.guard.browser_code import BrowserCode
 from ders_core.ui.guard.first_code import links
 from ders_core.ui.guard.lifeline import LIFELINE_VARIABLE, hold_on
@@ -33,7 +34,8 @@ def protection() -> list[Middleware]:
     one sentence for a token or a host that cannot be used.
     """
     try:
-        return [_guard(), Middleware(RootAddress, links=links(STATIC)), _browser_code()]
+        address = Middleware(RootAddress, scripts=[left_fields.SCRIPT], links=links(STATIC))
+        return [_guard(), address, _browser_code()]
     except DersError as error:
         sys.exit(f"ders: {error}")
 
@@ -54,7 +56,9 @@ def _guard() -> Middleware:
         Guard,
         origins=Origins.of(host, scheme, further),
         secret=secret,
-        headers=studio_headers(STATIC.parent / "index.html"),
+        headers=studio_headers(
+            STATIC.parent / "index.html", [root_address.SCRIPT, left_fields.SCRIPT]
+        ),
     )
 
 

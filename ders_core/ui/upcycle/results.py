@@ -81,6 +81,7 @@ def _table(rows: pd.DataFrame) -> list[int]:
         ),
         hide_index=True,
         key=TABLE,
+        placeholder="",
         on_select="rerun",
         selection_mode="multi-row",
         column_order=[name for name in COLUMNS if rows[name].notna().any()],

@@ -1,0 +1,208 @@
+"""A process beside the worker that does its jobs, and ends when none came for a while.
+
+Jobs import torch and much else, which a process keeps in memory until it ends. So the worker
+imports none of it and stays small, and a library that crashes ends this process and not the worker.
+The worker sends claims through a pipe; the answer is that the end of the job is in the store. When
+the worker dies, the pipe closes, and this process ends at once: another worker may have the job.
+
+python -m ders_core.jobs.job_process --workspace DIR --pipe NUMBER [--scheduler ADDR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+
+from ders_core.compute.oom import oom_kills
+from ders_core.errors import JobError
+from ders_core.jobs.claims import Claim, TakenOver
+from ders_core.jobs.deaths import Death
+from ders_core.jobs.leftovers import sweep
+from ders_core.jobs.patience import Patience, tell
+from ders_core.jobs.perform import InThisProcess, Setting
+from ders_core.jobs.process import package_environment
+from ders_core.jobs.stop import stop_signals
+from ders_core.jobs.workspace import Workspace
+
+IDLE_SECONDS = 60.0
+"""After which the process ends; jobs that follow each other sooner import torch once."""
+
+LOOK = 0.2
+"""Seconds between two looks at a request to stop."""
+
+ENDING = 10.0
+"""Seconds between the end of a process's pipe and its own."""
+
+Claimed = queue.SimpleQueue[Claim]
+
+
+class InChildProcess:
+    """Does jobs in a child process, which is started for the first one and again after a pause."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._child: _Child | None = None
+
+    def do(self, claim: Claim) -> None:
+        """Have one job done, and see that its end is in the store, once the store can be used.
+
+        If the child dies, the job goes back into the queue with what is known of that, or fails
+        after the last of several times. If this thread is interrupted, the child is killed and the
+        job goes back.
+        """
+        try:
+            missing = self._missing_end(claim)
+            if missing is not None:
+                self._setting.patience(missing)
+        except TakenOver as error:
+            tell(error)
+        except BaseException:
+            self.close()
+            with suppress(JobError, TakenOver):
+                claim.release()
+            raise
+
+    def rest(self, idle_seconds: float) -> None:
+        """End the child if there was no job for long."""
+        if idle_seconds > IDLE_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        """End the child, whatever it does."""
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+    def _missing_end(self, claim: Claim) -> Callable[[], None] | None:
+        """Wait until the child has done the job. Returns what writes the job's end to the store,
+        if the child did not."""
+        if self._child is not None and not self._child.lives:
+            self.close()
+        kills, is_told = oom_kills(), False
+        try:
+            self._child = self._child or _Child(self._setting.workspace, self._setting.scheduler)
+            self._child.ask(claim)
+            while not self._child.has_answered():
+                if self._setting.stop.asked and not is_told:
+                    self._child.stop()
+                    is_told = True
+        except _Ended as ended:
+            self._child = None
+            now = oom_kills()
+            starved = None if now is None or kills is None else now > kills
+            death = Death(ended.status, starved)
+            return claim.release if self._setting.stop.asked else partial(claim.lose, death)
+        except OSError as error:
+            return partial(claim.fail, f"no process can be started that does jobs: {error}")
+        return None
+
+
+class _Ended(Exception):
+    """The child has ended. status: as `subprocess` has it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
+
+
+class _Child:
+    """The worker's side: the process, and an end of the pipe to it."""
+
+    def __init__(self, workspace: Workspace, scheduler: str | None) -> None:
+        """Raises OSError if it cannot be started."""
+        self._pipe, theirs = Pipe()
+        with theirs:
+            command = [sys.executable, "-m", "ders_core.jobs.job_process"]
+            command += ["--workspace", str(workspace.path), "--pipe", str(theirs.fileno())]
+            command += ["--scheduler", scheduler] if scheduler else []
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=package_environment(),
+                    start_new_session=True,  # Ctrl-C asks the worker, and the worker asks it
+                )
+            except OSError:
+                self._pipe.close()
+                raise
+
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, claim: Claim) -> None:
+        """Raises _Ended."""
+        with self._ending():
+            self._pipe.send(claim)
+
+    def has_answered(self) -> bool:
+        """Wait a moment for the answer. Raises _Ended."""
+        with self._ending():
+            return self._pipe.poll(LOOK) and bool(self._pipe.recv())
+
+    def stop(self) -> None:
+        """Ask it to put its job back."""
+        self._process.terminate()
+
+    def end(self) -> int:
+        """Kill it, if it lives. Returns its exit status."""
+        self._pipe.close()
+        self._process.kill()
+        return self._process.wait()
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Raise _Ended where the pipe is closed, as a process does with its end."""
+        try:
+            yield
+        except (OSError, EOFError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(ENDING)
+            raise _Ended(self.end()) from error
+
+
+def serve(claimed: Claimed, pipe: Connection, workspace: Workspace, scheduler: str | None) -> None:
+    """Do each job that is claimed, and answer, until SIGTERM or SIGINT."""
+    with stop_signals() as stop:
+        doer = InThisProcess(Setting(workspace, scheduler, stop, Patience(workspace, stop)))
+        while not stop.asked:
+            with suppress(queue.Empty):
+                doer.do(claimed.get(timeout=LOOK))
+                pipe.send(True)
+
+
+def listen(pipe: Connection, claimed: Claimed) -> None:
+    """Pass on what the worker sends, and end this process when the worker is gone."""
+    with suppress(EOFError, OSError):
+        while True:
+            claimed.put(pipe.recv())
+    os._exit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ders_core.jobs.job_process")
+    parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--pipe", type=int, required=True)
+    parser.add_argument("--scheduler")
+    options = parser.parse_args()
+    with suppress(OSError, ValueError, RuntimeError):  # without a stderr of its own
+        faulthandler.enable()  # a library that crashes leaves its place in the log
+    workspace, pipe, claimed = Workspace(options.workspace), Connection(options.pipe), Claimed()
+    threading.Thread(target=listen, args=(pipe, claimed), daemon=True).start()
+    sweep(workspace)
+    serve(claimed, pipe, workspace, options.scheduler)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A click on another page's name waits until the server has begun with the text of the field that
+the click leaves.
+
+Streamlit tells a field's text in a timer after the field is left, but the page's name at once. A
+press that is shorter, such as a tap, or any press in a busy browser, tells the text last, as of the
+page that was left: the server goes back to that page, and the click is lost. If the server hears
+both before it has begun with either, it forgets the text.
+"""
+
+from __future__ import annotations
+
+LONGEST = 1000
+"""Milliseconds that a click waits at most: the text may be what the server knows."""
+
+SCRIPT = f"""{{
+const fields = 'textarea, input[type="text"], input[type="number"]';
+const state = "data-test-script-state";
+let typed = false, waits = false, link = null, timer = 0;
+const goOn = () => {{
+    begins.disconnect();
+    clearTimeout(timer);
+    const followed = link;
+    waits = false;
+    link = null;
+    if (followed) followed.click();
+}};
+const begins = new MutationObserver((changes) => {{
+    if (changes.some((change) => change.target.getAttribute(state) === "running")) goOn();
+}});
+addEventListener("input", (event) => {{ typed = event.target.matches(fields); }}, true);
+addEventListener("keydown", (event) => {{ if (event.key === "Enter") typed = false; }}, true);
+addEventListener("focusout", () => {{
+    const app = document.querySelector(`[${{state}}]`);
+    if (!typed || !app) return;
+    typed = false;
+    waits = true;
+    begins.observe(app, {{attributes: true, attributeFilter: [state]}});
+    clearTimeout(timer);
+    timer = setTimeout(goOn, {LONGEST});
+}}, true);
+addEventListener("click", (event) => {{
+    const clicked = event.target.closest('[data-testid="stTopNavLink"]');
+    if (!waits || !clicked || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    link = clicked;
+}}, true);
+}}"""
+"""Enter tells a text without leaving its field."""
