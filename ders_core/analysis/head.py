@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ders_core.compute.krylov import ORTHOGONAL, PASSES
+from ders_core.compute.orthonormal import ORTHOGONAL, PASSES
 from ders_core.compute.pieces import pieces, row_pieces
 from ders_core.compute.threads import IdleThreads
 from ders_core.later import np, torch

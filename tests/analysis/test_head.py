@@ -10,7 +10,7 @@ import torch
 
 from ders_core.analysis import head as heads
 from ders_core.analysis.head import HEAD, PRODUCTS, head
-from ders_core.compute.krylov import ORTHOGONAL
+from ders_core.compute.orthonormal import ORTHOGONAL
 from ders_core.compute.threads import IdleThreads, side_by_side, threads_of_torch
 
 SHAPE = OUT, WIDTH = 1500, 700
