@@ -20,6 +20,7 @@ from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint import held as held_module
 from ders_core.checkpoint.held import Holding, first_held
 from ders_core.checkpoint.room import ROOM, NotWanted, Room
+from ders_core.checkpoint.streaming import SLAB_BYTES, SLABS
 from ders_core.codecs import Codec, EncodeContext, Quantized, Sparse
 from ders_core.codecs.group import GroupCodec
 from ders_core.compute import buffers
@@ -65,7 +66,7 @@ def let_hold(monkeypatch: pytest.MonkeyPatch, count: int, base: Base, threads: i
     most = base.count(EXPERTS).most
     beside = threads * CODEC.beside_bytes((112, 64))
     if most is not None:
-        beside = max(beside, holding_module.SLABS * holding_module.SLAB_BYTES)
+        beside = max(beside, SLABS * SLAB_BYTES)
     room = (count + (most or 1)) * 2 * WEIGHTS + beside
     monkeypatch.setattr(holding_module, "MOST_BYTES", room)
 
@@ -270,7 +271,9 @@ def test_what_is_not_wanted_is_not_read() -> None:
     del full
 
 
-@pytest.mark.parametrize("codec", [Quantized(bits=1), Quantized(bits=4, group_size=64)], ids=str)
+@pytest.mark.parametrize(
+    "codec", [Quantized(bits=1), Quantized(bits=4, group_size=64), Sparse(drop_rate=0.9)], ids=str
+)
 def test_what_a_codec_needs_beside_an_expert_is_what_it_holds(codec: Codec) -> None:
     """Of what is reused: large tensors."""
     random = torch.Generator().manual_seed(0)
