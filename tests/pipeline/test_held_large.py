@@ -78,14 +78,14 @@ def let_hold(monkeypatch: pytest.MonkeyPatch, count: int, base: Base, threads: i
     ids=["mean", "median", "clusters"],
 )
 def test_what_is_held_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+    reads: Counter[int],
+    snapshot: Snapshot,
+    tmp_path: Path,
+    mixtral_dir: Path,
+    threads: int,
     base: Base,
     passes: int,
-    threads: int,
-    mixtral_dir: Path,
-    tmp_path: Path,
-    snapshot: Snapshot,
-    reads: Counter[int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """passes: how often a base is made of what is not held, before deltas are encoded."""
     groups = open_checkpoint(mixtral_dir).groups()
