@@ -28,7 +28,8 @@ class Measured:
     peak: bytes resident, of the process and its children. imports: bytes resident before the
     measured part. result: what it returned. shared: the share of looks at the measured part at
     which two threads or more ran or waited for a processor, so that others' work on this machine
-    does not count; None where the system does not tell."""
+    does not count; None where the system does not tell. asked, fetched: bytes of files that the
+    measured part asked the system for, and that the system fetched from disks for it; likewise."""
 
     seconds: float
     user: float
@@ -37,15 +38,23 @@ class Measured:
     imports: int
     result: Any
     shared: float | None
+    asked: int | None
+    fetched: int | None
 
 
 def report(measurement: Callable[[], Any]) -> None:
     """In the child: measure, and tell the parent."""
-    imports = psutil.Process().memory_info().rss
+    imports, read_before = psutil.Process().memory_info().rss, _read()
     begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     result = measurement()
     seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
+    asked, fetched = (
+        None if after is None or before is None else after - before
+        for before, after in zip(read_before, _read(), strict=True)
+    )
     measured = {
+        "asked": asked,
+        "fetched": fetched,
         "seconds": seconds,
         "user": after.ru_utime - before.ru_utime,
         "system": after.ru_stime - before.ru_stime,
@@ -54,6 +63,14 @@ def report(measurement: Callable[[], Any]) -> None:
         "span": (begun, begun + seconds),
     }
     print(MARK + json.dumps(measured), flush=True)
+
+
+def _read() -> tuple[int | None, int | None]:
+    """Bytes that this process asked for so far, and that came from disks."""
+    if not hasattr(psutil.Process, "io_counters"):
+        return None, None
+    counters = psutil.Process().io_counters()
+    return counters.read_chars, counters.read_bytes
 
 
 def measure(script: str, *arguments: str) -> Measured:

@@ -30,7 +30,7 @@ import psutil
 import torch
 from memory import make_checkpoint as make_small
 from processes import Measured, measure
-from scale_bench import WORKS, Bench, gigabytes
+from scale_bench import WORKS, Bench, gigabytes, size_of
 from scale_table import REPORT, Goal, Taken
 from scale_works import ANALYSIS, CALIBRATED, RECIPES, SMALL_MODEL, calibrate, operations
 from upcycled import EXPERTS, FFN, HIDDEN, evict, make_holes
@@ -112,10 +112,11 @@ def describe(bench: Bench) -> None:
         "the imports;\nratio: to the reading or copying of the same repeat, its least and largest "
         "beside it;\nshared: of the time, how long two threads or more ran or waited for a "
         "processor;\nfiles dropped from the page cache before each; GB resident at most, imports "
-        "too (goal: <= 1.6 GB);\nns: user and sys, a weight of an expert; limit: the share of them "
-        "that a copy of the weights takes,\nor the products of matrices that the work is made of, "
-        "on a thread;\nbusy processors: on average, of two; processor time: with two threads, over "
-        "one's\n",
+        "too (goal: <= 1.6 GB);\nread, disk: how many times the bytes of all weight files were "
+        "asked for, and came from a disk;\nns: user and sys, a weight of an expert; limit: the "
+        "share of them that a copy of the weights takes,\nor the products of matrices that the "
+        "work is made of, on a thread;\nbusy processors: on average, of two; processor time: with "
+        "two threads, over one's\n",
         flush=True,
     )
 
@@ -195,8 +196,10 @@ def codec(bench: Bench, name: str, layers: int) -> None:
         return bench.cold("compress", source, name, threads, bench.device, str(packed))
 
     def add(what: str, goal: Goal, cost: Measured) -> None:
-        products = operations(name, bench.experts, cost.result) if what.startswith(title) else 0.0
-        bench.timed(what, goal, cost, copied, layers, products)
+        products, size = 0.0, 0
+        if what.startswith(title):
+            products, size = operations(name, bench.experts, cost.result), size_of(source)
+        bench.timed(what, goal, cost, copied, layers, products, size)
 
     goal, one = OF_CODECS.get(name, OTHERS), f"{title}, 1 thread"
     single = None

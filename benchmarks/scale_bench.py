@@ -163,22 +163,29 @@ class Bench:
         baseline: float,
         layers: int,
         products: float = 0.0,
+        size: int = 0,
     ) -> None:
         """Add what a process took that worked on the weights of the experts of so many layers.
 
         baseline: seconds. products: floating-point operations of products of matrices that the
-        work is made of, if these bound it, and not memory.
+        work is made of, if these bound it, and not memory. size: as of `Taken`.
         """
         weights = layers * self.experts * 3 * FFN * HIDDEN
         limit = self.machine.copy, "copy"
         if products:
             limit = 1e9 * products / self.machine.products / weights, "products"
-        self.add(title, goal, Taken(cost.seconds, cost.seconds / baseline, cost, weights, limit))
+        ratio = cost.seconds / baseline
+        self.add(title, goal, Taken(cost.seconds, ratio, cost, weights, limit, size))
 
     def add(self, title: str, goal: Goal | None, taken: Taken) -> None:
         print(f"{title}: {taken.seconds:.2f} s, {taken.ratio:.2f}", file=sys.stderr, flush=True)
         self.table.add(title, goal, taken)
 
 
+def size_of(directory: Path) -> int:
+    """Bytes of its weight files."""
+    return sum(path.stat().st_size for path in weight_files(directory))
+
+
 def gigabytes(directory: Path) -> float:
-    return sum(path.stat().st_size for path in weight_files(directory)) / 1e9
+    return size_of(directory) / 1e9

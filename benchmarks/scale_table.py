@@ -40,13 +40,15 @@ REPORT = Goal()
 @dataclass(frozen=True)
 class Taken:
     """What a line took in one repeat. ratio: to the baseline of the same repeat, or a rate. limit:
-    what bounds the work, in ns a weight, and its name."""
+    what bounds the work, in ns a weight, and its name. size: bytes of the files that it reads, 0
+    where it is not told how often it does."""
 
     seconds: float
     ratio: float
     cost: Measured | None = None
     weights: int = 0
     limit: tuple[float, str] | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,15 @@ class Line:
         row = f"{self.title:{WIDTH}} {seconds:8.2f} {self.ratio:8.2f} {spread:>12} {goal:>8}"
         return f"{row} {self._processor()}".rstrip()
 
+    def _read(self) -> str:
+        """How many times the size of the files was asked for, and came from a disk."""
+        size = self.taken[0].size
+        asked = [cost.asked for cost in self._costs if cost.asked is not None]
+        fetched = [cost.fetched for cost in self._costs if cost.fetched is not None]
+        if not size or not asked or not fetched:
+            return f"{'':8} {'':8}"
+        return f"{median(asked) / size:8.3f} {median(fetched) / size:8.3f}"
+
     def _processor(self) -> str:
         if not self._costs:
             return ""
@@ -97,7 +108,7 @@ class Line:
         system = median(cost.system for cost in self._costs)
         known = [cost.shared for cost in self._costs if cost.shared is not None]
         shared = f"{median(known):.0%}" if known else ""
-        words = f"{user:8.2f} {system:8.2f} {shared:>8} {self._peak / 1e9:8.2f}"
+        words = f"{user:8.2f} {system:8.2f} {shared:>8} {self._peak / 1e9:8.2f} {self._read()}"
         first = self.taken[0]
         if not first.weights or first.limit is None:
             return words
@@ -117,7 +128,8 @@ class Table:
 
     def rows(self) -> Iterator[str]:
         heads = f"{'s':>8} {'ratio':>8} {'min-max':>12} {'goal':>8} {'user':>8} {'sys':>8}"
-        yield f"{'':{WIDTH}} {heads} {'shared':>8} {'peak GB':>8} {'ns':>8}   limit"
+        rest = f"{'shared':>8} {'peak GB':>8} {'read':>8} {'disk':>8} {'ns':>8}"
+        yield f"{'':{WIDTH}} {heads} {rest}   limit"
         for line in self._lines.values():
             yield line.row()
         yield from ("", *self._summary())

@@ -1,6 +1,8 @@
 """Groups whose weights are held from when a base is made of them until deltas are.
 
-To read them twice takes a disk, a network, or the decoding of a quantized source twice as long.
+To read them twice takes a disk, a network, or the decoding of a quantized source twice as long. A
+small group is read a few rows at a time, as its base is made. A large one is read before that,
+matrix after matrix and past the system's page cache, into memory that the group before it leaves.
 """
 
 from __future__ import annotations
@@ -11,13 +13,24 @@ from dataclasses import dataclass, replace
 
 from ders_core.checkpoint.groups import ExpertGroup
 from ders_core.checkpoint.matrix import Matrix
-from ders_core.compute.buffers import reused
+from ders_core.checkpoint.room import ROOM, Turn
+from ders_core.compute.buffers import return_small_blocks, reused
+from ders_core.files.cold_reads import reading_once
 from ders_core.files.dtype import Dtype
-from ders_core.files.tensor import TensorReader
+from ders_core.files.tensor import FileTensor, TensorReader
 from ders_core.later import np, torch
 
 HELD_BYTES = 1 << 28
-"""Of a group, at most. While its last experts are encoded, the next one is held already."""
+"""Of a small group, at most. While its last experts are encoded, the next one is held already."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Of a large group. count: how many of its first experts are held. ahead: how many experts, of
+    the group before too, may be held together when one more is read before its group's turn."""
+
+    count: int
+    ahead: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,12 +106,11 @@ class HeldMatrix(Matrix):
 
 
 def held(group: ExpertGroup) -> ExpertGroup:
-    """The group, each of whose experts is held from when it is first read until it is read whole.
-    The group itself if they take more than `HELD_BYTES`, or are stored transposed: averages of
-    these are taken over columns."""
+    """A small group, each of whose experts is held from when it is first read until it is read
+    whole. The group itself if it is large, or its experts are stored transposed: averages of these
+    are taken over columns."""
     experts, *shape = group.shape
-    nbytes = experts * math.prod(shape) * group.dtype.itemsize
-    if nbytes > HELD_BYTES or group.experts[0].lies_across:
+    if not is_small(group) or group.experts[0].lies_across:
         return group
     with torch.inference_mode(False):  # threads that read are not in that mode
         memory = [reused(shape, group.dtype.torch) for _ in range(experts)]
@@ -107,3 +119,32 @@ def held(group: ExpertGroup) -> ExpertGroup:
         for matrix, values in zip(group.experts, memory, strict=True)
     )
     return replace(group, experts=tuple(matrices))
+
+
+def is_small(group: ExpertGroup) -> bool:
+    """Whether the numbers of its experts take at most `HELD_BYTES`."""
+    return math.prod(group.shape) * group.dtype.itemsize <= HELD_BYTES
+
+
+def is_plain(group: ExpertGroup) -> bool:
+    """Whether each expert lies in a file as it is read, row after row, so that to read it takes no
+    memory beside its own."""
+    return all(
+        type(matrix) is Matrix and isinstance(matrix.info, FileTensor) and matrix.slot.is_contiguous
+        for matrix in group.experts
+    )
+
+
+def first_held(group: ExpertGroup, holding: Holding, turn: Turn) -> ExpertGroup:
+    """The group with its first experts in memory, each until it is read whole. turn: of the group.
+    Raises CheckpointError, NotWanted."""
+    shape, dtype, held_experts = group.shape[1:], group.dtype.torch, []
+    most = holding.ahead * math.prod(shape) * dtype.itemsize
+    return_small_blocks()
+    with reading_once(), torch.inference_mode(False):
+        for matrix in group.experts[: holding.count]:
+            memory = ROOM.lend(shape, dtype, most, turn)
+            matrix.read_into(memory, slice(0, shape[0]))
+            is_read = np.ones(shape[0], bool)
+            held_experts.append(HeldMatrix(matrix.info, matrix.slot, matrix, [memory], is_read))
+    return replace(group, experts=(*held_experts, *group.experts[holding.count :]))

@@ -116,14 +116,17 @@ class MatrixStack(ABC):
         """`[K, out]` in the storage dtype."""
         return torch.stack([bias.read()[:, 0] for bias in self.added])
 
-    def read_ahead(self) -> None:
-        """Ask the system to read the matrices from a local disk into its page cache, without
-        waiting for it; not if they are read past it, or memory is short, where they would push out
-        what is read now."""
+    def read_ahead(self, first: int = 0) -> None:
+        """Ask the system to read the matrices, from a number on, from a local disk into its page
+        cache, without waiting for it; not if they are read past it, or memory is short, where they
+        would push out what is read now."""
         if free_memory(torch.device("cpu")) < 2 * self.nbytes:
             return
-        infos = {info.name: info for matrix in self.matrices for info in matrix.info.sources()}
+        chosen = self.matrices[first:]
+        infos = {info.name: info for matrix in chosen for info in matrix.info.sources()}
         tensors = list(infos.values())
+        if not tensors:
+            return
         with suppress(OSError):
             if not tensors[0].is_remote and not self._is_read_past_cache(tensors[0].file):
                 threading.Thread(target=_will_need, args=(tensors,), daemon=True).start()

@@ -47,6 +47,9 @@ Need = Literal["nothing", "inputs", "gradients"]
 NEEDS: tuple[Need, ...] = ("nothing", "inputs", "gradients")
 """From the least to the most."""
 
+PIECES_BYTES = 1 << 23
+"""Of pieces that fit into a processor's cache, and their like, while an expert is encoded."""
+
 WORKING_BYTES = 10
 """A weight, that most codecs hold at most while they encode."""
 
@@ -164,6 +167,11 @@ class Codec(BaseModel, ABC):
         """What encoding one expert `[out, in]` holds at most, its weight in 16 bits among it: that
         decides how many experts threads encode at once."""
         return WORKING_BYTES * math.prod(shape)
+
+    def beside_bytes(self, shape: tuple[int, int]) -> int:
+        """What encoding one expert `[out, in]` holds at most beside its weight and its base,
+        without a calibration: that decides how many experts of a group are held meanwhile."""
+        return self.working_bytes(shape) - 2 * math.prod(shape)
 
     def remark(self, shape: tuple[int, int]) -> str:
         """What it does otherwise than it was asked, for weights `[out, in]`; usually nothing."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator
 
 from ders_core.codecs.codec import EncodeContext
+from ders_core.codecs.fitting.row_factors import gain_of_rows, row_factors
 from ders_core.codecs.statistics import Expected
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.compute.sent import sent
@@ -181,3 +182,21 @@ class Metric:
 def _on(weights: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
     """The same in float64."""
     return None if weights is None else sent(weights, device).double()
+
+
+def factors_of(
+    target: float | None,
+    delta: torch.Tensor,
+    decoded: torch.Tensor,
+    context: EncodeContext,
+    *,
+    by_row: bool,
+) -> torch.Tensor:
+    """What each row is multiplied by, `[out]` float32, for a gain of `target`, of each row or of
+    the whole matrix; None: for the least squared error."""
+    if target is None:
+        return row_factors(delta, decoded, context.moments)
+    if by_row:
+        return target * gain_of_rows(delta, decoded, context.moments)
+    factor = gain_factor(target, delta, decoded, context)
+    return factor.to(delta.dtype).expand(len(delta))

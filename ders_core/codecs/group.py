@@ -131,6 +131,10 @@ class GroupCodec:
         """The most that one of them holds (see `Codec.working_bytes`)."""
         return max(codec.working_bytes(shape) for codec in self.codecs)
 
+    def beside_bytes(self, shape: tuple[int, int]) -> int:
+        """The most that one of them holds (see `Codec.beside_bytes`)."""
+        return max(codec.beside_bytes(shape) for codec in self.codecs)
+
     def remark(self, shape: tuple[int, int]) -> str:
         """What the codecs do otherwise than they were asked, for experts `[out, in]`."""
         return "; ".join(dict.fromkeys(filter(None, (c.remark(shape) for c in self.codecs))))

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.codec import (
+    PIECES_BYTES,
+    Codec,
+    DeltaCodec,
+    EncodeContext,
+    Parts,
+    register,
+)
 from ders_core.codecs.coding.packing import (
     check_trits,
     packed_bytes,
@@ -164,6 +171,12 @@ class Quantized(DeltaCodec):
         if self.grid == "learned":
             parts["levels"] = TensorSpec(dtype, (2 ** (self.bits or 0),))
         return parts
+
+    def beside_bytes(self, shape: tuple[int, int]) -> int:
+        """The parts, and a few rows; more where levels are learnt, or a gain is measured."""
+        if self.grid == "learned" or self.gain == "auto":
+            return super().beside_bytes(shape)
+        return PIECES_BYTES + sum(spec.nbytes for spec in self.parts(shape, Dtype.F32).values())
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         return self._packed(Deltas(weight, base), context)

@@ -10,19 +10,18 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.codec import PIECES_BYTES, Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.block_draws import most_apart
 from ders_core.codecs.coding.patterns import parse_pattern
 from ders_core.codecs.coding.positions import POSITION_FORMS
 from ders_core.codecs.coding.row_places import stored_places
 from ders_core.codecs.delta_entries import DifferenceEntries, Entries, MatrixEntries
-from ders_core.codecs.fitting.row_factors import gain_of_rows, row_factors
 from ders_core.codecs.gain import (
     GainField,
     best_gain,
     exceeds_delta,
     expected_with,
-    gain_factor,
+    factors_of,
     label_of,
     target_of,
 )
@@ -34,6 +33,7 @@ from ders_core.codecs.selection.pattern import PatternSelection
 from ders_core.codecs.selection.placing import (
     Places,
     added,
+    added_in_pieces,
     kept_places,
     scaled_by_row,
     scattered,
@@ -43,7 +43,6 @@ from ders_core.codecs.selection.selection import Selection
 from ders_core.codecs.selection.values import PlainValues, QuantizedValues, ValueCoder
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tunable import Tunable, Values
-from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -277,6 +276,13 @@ class Sparse(DeltaCodec):
     def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         return self._coder.specs(self.kept(shape), dtype) | self._selection.specs(shape)
 
+    def beside_bytes(self, shape: tuple[int, int]) -> int:
+        """Of entries drawn in blocks, and values as they are: these in float32, and the parts."""
+        drawn = self.method == "random" and self.draws == "blocks" and self.pattern is None
+        if not drawn or self.value_bits is not None or self._scaling != "unbiased":
+            return super().beside_bytes(shape)
+        return PIECES_BYTES + 8 * self.kept(shape)
+
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         return self._encoded(DifferenceEntries(weight, base), context)
 
@@ -294,7 +300,8 @@ class Sparse(DeltaCodec):
         parts = self._coder.encode(values, context)
         if is_fitted:
             decoded = scattered(self._coder.decode(parts), pieces, entries.shape)
-            factors = self._factors(entries.matrix, decoded, context)
+            by_row = self.pattern is not None or self.budget == "row"
+            factors = factors_of(self._target, entries.matrix, decoded, context, by_row=by_row)
             parts = self._coder.encode(
                 scaled_by_row(values, pieces, factors, entries.shape), context
             )
@@ -304,26 +311,19 @@ class Sparse(DeltaCodec):
             parts = self._coder.scaled(parts, factor)
         return parts | chosen.parts
 
-    def _factors(
-        self, delta: torch.Tensor, decoded: torch.Tensor, context: EncodeContext
-    ) -> torch.Tensor:
-        """What the values of each row are multiplied by, `[out]` float32."""
-        if self._target is None:
-            return row_factors(delta, decoded, context.moments)
-        if self.pattern is not None or self.budget == "row":
-            return self._target * gain_of_rows(delta, decoded, context.moments)
-        factor = gain_factor(self._target, delta, decoded, context)
-        return factor.to(delta.dtype).expand(len(delta))
-
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
-        values, pieces = self._stored(parts, (base.shape[0], base.shape[1]), context)
-        start = base.reshape(-1)
-        is_whole = values.numel() == self.kept((base.shape[0], base.shape[1]))
-        if is_whole and kernels.takes_stored(start):
-            return pieces.added(values, start).view(base.shape)
-        return added(values, pieces, start).view(base.shape)
+        shape = (base.shape[0], base.shape[1])
+        values, places = self._stored(parts, shape, context)
+        return added(values, places, base.reshape(-1), self.kept(shape)).view(shape)
+
+    def unpack_in_pieces(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> Iterable[torch.Tensor]:
+        shape = (base.shape[0], base.shape[1])
+        values, places = self._stored(parts, shape, context)
+        return added_in_pieces(values, places, base.reshape(-1), self.kept(shape))
 
     def unpack_with_rows(
         self,
@@ -334,8 +334,7 @@ class Sparse(DeltaCodec):
     ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
         shape = (base.shape[0], base.shape[1])
         values, pieces = self._stored(parts, shape, context)
-        weight = self.unpack(parts, base, context)
-        return [weight.view(-1)], scattered(values, pieces, shape, rows)
+        return self.unpack_in_pieces(parts, base, context), scattered(values, pieces, shape, rows)
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext

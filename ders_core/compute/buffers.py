@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from weakref import finalize
@@ -13,7 +14,7 @@ from weakref import finalize
 from ders_core.later import np, torch
 
 LARGE_BYTES = 1 << 22
-"""From here on numpy asks the system for large pages."""
+"""From here on memory is the system's own, in large pages where it has them."""
 
 ALIGNED_BYTES = 64
 
@@ -44,11 +45,14 @@ def fresh(
     return reused(shape, dtype)
 
 
-def reused(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def reused(
+    shape: Sequence[int], dtype: torch.dtype, gone: Callable[[], None] | None = None
+) -> torch.Tensor:
     """As `fresh` on the CPU, however small: for many tensors that go one by one while as many of
-    the same size come. The allocator gives the memory of small ones to others."""
+    the same size come. The allocator gives the memory of small ones to others. gone: called, by any
+    thread, once nothing shares the memory and it is there for others."""
     size = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(_kept(size)).view(dtype).view(tuple(shape))
+    return torch.from_numpy(_kept(size, gone)).view(dtype).view(tuple(shape))
 
 
 def fresh_array(count: int, dtype: type[np.generic]) -> np.ndarray:
@@ -106,6 +110,12 @@ def memory_is_reused() -> Iterator[None]:
             _return_surplus()
 
 
+def return_small_blocks() -> None:
+    """Have the allocator return freed blocks to the system, before much memory is taken at once."""
+    with suppress(AttributeError, OSError):  # another allocator than glibc's
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_small_blocks() -> None:
     """Make the allocator keep freed blocks, except for large ones; for all threads together, not
     for each of them."""
@@ -127,11 +137,12 @@ def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]
         _give_back(block)
 
 
-def _kept(size: int) -> np.ndarray:
-    """uint8 `[size]`, whose memory is kept for others once nothing shares it."""
+def _kept(size: int, gone: Callable[[], None] | None = None) -> np.ndarray:
+    """uint8 `[size]`, whose memory is kept for others once nothing shares it. gone: as of
+    `reused`."""
     block = _take(size)
     memory = block[:size]
-    finalize(memory, _give_back, block).atexit = False
+    finalize(memory, _give_back, block, gone).atexit = False
     return memory
 
 
@@ -156,17 +167,26 @@ def _use(size: int) -> None:
 
 
 def _aligned(size: int) -> np.ndarray:
-    """New uint8 memory `[size]`."""
+    """New uint8 memory `[size]`. Large memory is the system's own and goes back to it: of what the
+    allocator gives, it keeps pieces."""
+    if size >= LARGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # else forked processes share it
+        mapped = mmap.mmap(-1, size, flags=flags)
+        with suppress(OSError):  # a system without large pages
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(mapped, np.uint8)
     whole = np.empty(size + ALIGNED_BYTES, dtype=np.uint8)
     begin = -whole.ctypes.data % ALIGNED_BYTES
     return whole[begin : begin + size]
 
 
-def _give_back(block: np.ndarray) -> None:
+def _give_back(block: np.ndarray, gone: Callable[[], None] | None = None) -> None:
     with _lock:
         _account.in_use -= block.size
         _free.append(block)
         _return_surplus()
+    if gone is not None:
+        gone()
 
 
 def _return_surplus() -> None:

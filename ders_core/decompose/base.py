@@ -75,6 +75,8 @@ class Base(BaseModel, ABC):
     """Whether there is a base to store; without one it is zero."""
     is_optional: ClassVar[bool] = False
     """Whether a group whose experts share nothing goes without a base."""
+    is_made_in_slabs: ClassVar[bool] = True
+    """Whether it is made of a few rows of all experts at a time, and not of whole experts."""
     tried_by_auto: ClassVar[bool] = False
     """Whether `base: auto` tries it; then `start` must return one."""
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -65,6 +65,26 @@ _lock = threading.Lock()
 _paces: defaultdict[int, _Pace] = defaultdict(_Pace)
 
 
+class _Reader(threading.local):
+    """Whether this thread reads what nobody reads a second time."""
+
+    reads_once = False
+
+
+_reader = _Reader()
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Within it, this thread reads what is not read again: past the cache, however slow a disk
+    is."""
+    before, _reader.reads_once = _reader.reads_once, True
+    try:
+        yield
+    finally:
+        _reader.reads_once = before
+
+
 def goes_past_cache(path: Path, nbytes: int) -> bool:
     """Whether a read of so many bytes goes past the cache, if that does not hold them. Raises
     OSError if there is no such file."""
@@ -72,7 +92,7 @@ def goes_past_cache(path: Path, nbytes: int) -> bool:
         return False
     disk = os.stat(path).st_dev
     with _lock:
-        return not _paces[disk].is_slow
+        return _reader.reads_once or not _paces[disk].is_slow
 
 
 def fill(path: Path, begin: int, memory: np.ndarray) -> None:

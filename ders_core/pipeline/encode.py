@@ -6,12 +6,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
 from ders_core.checkpoint.digest import WeightsDigest
-from ders_core.checkpoint.held import held
+from ders_core.checkpoint.held import Holding, first_held, held
+from ders_core.checkpoint.room import ROOM, Turn
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.buffers import keep_small_blocks
 from ders_core.compute.threads import one_thread, threads_for
@@ -26,6 +28,7 @@ from ders_core.pipeline.appended import Appended, Behind, write_variable
 from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encoder import Encoder, Encoding
+from ders_core.pipeline.holding import holding_of
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
 from ders_core.pipeline.next_base import next_base
 from ders_core.pipeline.notes import note_of, write_note
@@ -119,7 +122,7 @@ def _encoded(
     stack: MatrixStack, task: EncodeTask, checkpoint: Checkpoint, digest: WeightsDigest
 ) -> tuple[Encoding, dict[str, float]]:
     """The best encoding, and the errors of others (see `_best`). digest: gets the weights once."""
-    recipe = task.recipe
+    recipe, holding = task.recipe, None
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
     if isinstance(stack, OtherTensor):
         codec = GroupCodec.same(recipe.codec_of_tensor(stack), stack.shape[0])
@@ -128,7 +131,7 @@ def _encoded(
         tried = iter([(WITHOUT, without_base(stack, device))])
     else:
         assert isinstance(stack, ExpertGroup)
-        codec = recipe.group_codec(*stack.key, stack.shape[0])
+        codec = _codec_of(stack, task)
         if codec.keeps:
             return _kept(stack, codec, digest), {}
         device = codec.device_of(task.device)
@@ -138,15 +141,21 @@ def _encoded(
         form = base_form(recipe, stack)
         following = next_base()
         begun = following.take(_group_of(task, task.key)) if following is not None else None
-        tried = begun or _decompositions(stack, recipe, device, calibration)
+        holding = _holding(stack, task)
+        tried = begun or _decompositions(stack, task, calibration, holding, ROOM.at_once())
     known = known.on(device)
     encoder = Encoder.of(recipe, codec, form, known, _threads(stack, codec, device))
     placed = PlacedGroup(stack.prefix, task.places) if task.is_placed else None
     ahead = None if task.ahead is None else stack_of(checkpoint, recipe, task.ahead)
     seen: Callable[[torch.Tensor], None] = digest.add
-    if isinstance(ahead, ExpertGroup) and encoder.threads > 1:
-        seen = _and_begin(ahead, task, calibration, digest, stack.shape[0], encoder.threads)
-    best, others = _best(_each(tried, encoder, ahead, seen, placed))
+    prepare = ahead.read_ahead if ahead is not None else None
+    if isinstance(ahead, ExpertGroup):
+        held_next = _holding(ahead, task)
+        if held_next is None and encoder.threads > 1:
+            seen = _and_begin(ahead, task, calibration, digest, stack.shape[0], encoder.threads)
+        if held_next is not None and holding is not None:
+            prepare = partial(_read_next, ahead, task, calibration, held_next)
+    best, others = _best(_each(tried, encoder, prepare, seen, placed))
     return (
         _or_none(best, others, stack, encoder, device)
         if recipe.base.is_optional
@@ -175,12 +184,40 @@ def _or_none(
 
 
 def _decompositions(
-    group: ExpertGroup, recipe: Recipe, device: torch.device, calibration: Calibration | None
+    group: ExpertGroup,
+    task: EncodeTask,
+    calibration: Calibration | None,
+    holding: Holding | None,
+    turn: Turn,
 ) -> Iterator[tuple[str, Decomposition]]:
+    """holding: of a large group; what it says is read here. turn: of the group."""
+    base, device = task.recipe.base, _codec_of(group, task).device_of(task.device)
     context = BaseContext(device, calibration.tokens_per_expert if calibration else None)
-    # a GPU copies from pinned memory, into which the files are read
-    is_held = recipe.base.is_stored and device.type == "cpu"
-    return recipe.base.decompositions(held(group) if is_held else group, context)
+    if holding is not None:
+        group.read_ahead(holding.count)
+        group = first_held(group, holding, turn)
+    elif base.is_stored and device.type == "cpu":  # a GPU copies from pinned memory
+        group = held(group)
+    return base.decompositions(group, context)
+
+
+def _codec_of(group: ExpertGroup, task: EncodeTask) -> GroupCodec:
+    return task.recipe.group_codec(*group.key, group.shape[0])
+
+
+def _holding(group: ExpertGroup, task: EncodeTask) -> Holding | None:
+    """In the thread of the task: it depends on how many threads there are."""
+    return holding_of(group, task.recipe, _codec_of(group, task), task.device)
+
+
+def _read_next(
+    ahead: ExpertGroup, task: EncodeTask, calibration: Calibration | None, holding: Holding
+) -> None:
+    """Begin to read the group ahead into the memory that this one leaves."""
+    following = next_base()
+    if following is not None:
+        begin = partial(_decompositions, ahead, task, calibration, holding)
+        following.read(_group_of(task, ahead.key), begin)
 
 
 def _group_of(task: EncodeTask, key: Key) -> object:
@@ -198,9 +235,7 @@ def _and_begin(
 ) -> Callable[[torch.Tensor], None]:
     """What gives the digest a matrix, and begins with the group ahead at the last one of `count`,
     if that comes next in this thread. threads: how many there is memory for."""
-    following, seen = next_base(), 0
-    codec = task.recipe.group_codec(*ahead.key, ahead.shape[0])
-    device = codec.device_of(task.device)
+    following, seen, codec = next_base(), 0, _codec_of(ahead, task)
 
     def add(matrix: torch.Tensor) -> None:
         nonlocal seen
@@ -208,7 +243,7 @@ def _and_begin(
         if seen == count and following is not None and not codec.keeps:
             following.begin(
                 _group_of(task, ahead.key),
-                lambda: _decompositions(ahead, task.recipe, device, calibration),
+                lambda: _decompositions(ahead, task, calibration, None, ROOM.at_once()),
                 threads,
             )
         digest.add(matrix)
@@ -224,16 +259,16 @@ def _threads(stack: MatrixStack, codec: GroupCodec, device: torch.device) -> int
 def _each(
     tried: Iterator[tuple[str, Decomposition]],
     encoder: Encoder,
-    ahead: MatrixStack | None,
+    prepare: Callable[[], None] | None,
     seen: Callable[[torch.Tensor], None] | None,
     placed: PlacedGroup | None,
 ) -> Iterator[Encoding]:
-    """The stack against each base that is offered. ahead: read while it is encoded. seen: called
-    with each matrix once."""
+    """The stack against each base that is offered. prepare: called once the first base is made, for
+    what is encoded next. seen: called with each matrix once."""
     for name, decomposition in tried:
-        if ahead is not None:
-            ahead.read_ahead()
-            ahead = None
+        if prepare is not None:
+            prepare()
+            prepare = None
         yield encoder.encode(name, decomposition, seen, placed)
         seen = placed = None  # another base that is better is written over the first one
 

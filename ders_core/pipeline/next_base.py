@@ -1,5 +1,5 @@
-"""The base of the group that comes next, made while threads finish the one before: a group's last
-matrices leave some of them idle."""
+"""What comes next, made ready meanwhile: the base of the next group, while threads finish the one
+before, whose last matrices leave some of them idle; or its weights, as memory becomes free."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from itertools import chain
 
+from ders_core.checkpoint.room import ROOM, Turn
 from ders_core.compute.threads import one_thread_each, shared_out_to
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.errors import DersError
@@ -24,7 +25,7 @@ class NextBase:
     def __init__(self) -> None:
         self._pool = one_thread_each(1, torch.device("cpu"))
         self._context = copy_context()
-        self._begun: tuple[object, Future[Tried]] | None = None
+        self._begun: tuple[object, Future[Tried], Turn] | None = None
 
     def begin(self, group: object, make: Callable[[], Tried], threads: int) -> None:
         """Make the first of a group's decompositions, in the background. group: anything that
@@ -36,20 +37,34 @@ class NextBase:
                 return chain([next(tried)], tried)
 
         if self._begun is None:
-            self._begun = group, self._pool.submit(self._context.run, first)
+            self._begun = group, self._pool.submit(self._context.run, first), ROOM.ahead()
+
+    def read(self, group: object, read: Callable[[Turn], Tried]) -> None:
+        """Read a group, in the background, whose decompositions are made when they are taken. read:
+        gets the turn of the group, which comes then."""
+        if self._begun is None:
+            turn = ROOM.ahead()
+            self._begun = group, self._pool.submit(self._context.run, read, turn), turn
 
     def take(self, group: object) -> Tried | None:
         """What was begun; None if that was another group, or failed: it fails again where it is
         made, and can be told there."""
         begun, self._begun = self._begun, None
-        if begun is None or begun[0] != group:
+        if begun is None:
             return None
+        expected, tried, turn = begun
+        if expected != group:
+            turn.cancel()
+            return None
+        turn.come()
         with suppress(DersError):
-            return begun[1].result()
+            return tried.result()
         return None
 
     def end(self) -> None:
         """Wait for what runs, and forget it."""
+        if self._begun is not None:
+            self._begun[2].cancel()
         self._begun = None
         self._pool.shutdown(cancel_futures=True)
 

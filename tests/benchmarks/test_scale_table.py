@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ GB = 10**9
 
 
 def cost(seconds: float, peak: float = GB, shared: float | None = 0.5) -> Measured:
-    return Measured(seconds, 2 * seconds, seconds, int(peak), GB, None, shared)
+    asked = int(2 * GB * seconds)
+    return Measured(seconds, 2 * seconds, seconds, int(peak), GB, None, shared, asked, asked // 8)
 
 
 def taken(seconds: float, baseline: float, peak: float = GB) -> Taken:
@@ -45,6 +47,19 @@ def test_the_processor_is_told_in_medians_and_memory_at_its_most() -> None:
     # of the clock 20 s; 40 s and 20 s of processors; 60 s of them for 3 G weights are 20 ns
     of_process = ["40.00", "20.00", "50%", "1.40", "20.00", "2.5%", "copy"]
     assert cells(table, "work")[4:] == of_process
+
+
+def test_how_often_files_were_read_is_told_where_their_size_is_known() -> None:
+    table = Table()
+    for seconds in (3, 1, 2):  # 6, 2 and 4 GB, an eighth of each from a disk
+        of_process = cost(seconds)
+        table.add("work", REPORT, Taken(seconds, 1.0, of_process, size=2 * GB))
+        table.add("back", REPORT, Taken(seconds, 1.0, of_process))
+        unknown = replace(of_process, asked=None, fetched=None)
+        table.add("elsewhere", REPORT, Taken(seconds, 1.0, unknown, size=2 * GB))
+    assert cells(table, "work")[4:] == ["4.00", "2.00", "50%", "1.00", "2.000", "0.250"]
+    assert cells(table, "back")[4:] == ["4.00", "2.00", "50%", "1.00"]
+    assert cells(table, "elsewhere")[4:] == cells(table, "back")[4:]
 
 
 @pytest.mark.parametrize(

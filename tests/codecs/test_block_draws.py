@@ -21,6 +21,7 @@ from ders_core.codecs.coding import block_draws
 from ders_core.codecs.coding.block_draws import BlockDraw
 from ders_core.codecs.coding.prng import expert_seed, random_positions
 from ders_core.codecs.held_entries import HeldEntries
+from ders_core.codecs.selection import drawn as selection
 from ders_core.codecs.testing.inputs import DTYPES
 
 T = TypeVar("T")
@@ -154,9 +155,11 @@ def test_the_codec_in_blocks(dtype: torch.dtype, fields: dict[str, Any]) -> None
         whole = torch.int32 if dtype == torch.float32 else torch.int16
         synthesized = codec.unpack(parts, base, own).view(whole)
         held = codec.held_parts(parts, shape, own)
+        pieces = torch.cat([*codec.unpack_in_pieces(parts, base, own)]).view(whole)
+        assert torch.equal(pieces.view(shape), synthesized)
         return {**parts, **{f"held.{name}": part for name, part in held.items()}, "w": synthesized}
 
-    with in_blocks_of(128):
+    with in_blocks_of(128), patch.object(selection, "PIECE_BLOCKS", 3):
         found, wanted = round_trip(), plainly(round_trip)
         parts = codec.pack(weight, base, own)
         delta = codec.decode(parts, shape, own)

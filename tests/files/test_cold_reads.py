@@ -8,6 +8,7 @@ import mmap
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ders_core.files import cold_reads, desks
-from ders_core.files.cold_reads import fill, goes_past_cache
+from ders_core.files.cold_reads import fill, goes_past_cache, reading_once
 from ders_core.files.desks import BLOCK
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no such reads here")
@@ -176,6 +177,9 @@ def test_a_slow_disk_is_read_through_the_cache(file: Path, monkeypatch: pytest.M
         assert goes_past_cache(file, SIZE)
         fill(file, 0, memory)
     assert not goes_past_cache(file, SIZE)
+    with reading_once(), ThreadPoolExecutor(1) as other:  # what is not read again does so
+        assert goes_past_cache(file, SIZE)
+        assert not other.submit(goes_past_cache, file, SIZE).result()
     with monkeypatch.context() as patch:
         patch.setattr(os, "preadv", lambda *_: pytest.fail("read past the cache"))
         memory[:] = 0

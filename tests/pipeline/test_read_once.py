@@ -6,10 +6,10 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from support.compress_support import Snapshot
+from support.counted_reads import counted_reads
 
 from ders_core.checkpoint import held as held_module
 from ders_core.checkpoint.held import held
@@ -18,7 +18,6 @@ from ders_core.decompose.base import Base
 from ders_core.decompose.bases.auto import AutoBase
 from ders_core.decompose.bases.mean import MeanBase
 from ders_core.decompose.bases.none import NoBase
-from ders_core.files import cold_reads
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import ClusteredBase, Recipe, Rule
@@ -26,16 +25,7 @@ from ders_core.recipe import ClusteredBase, Recipe, Rule
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """How often each byte of a file was read."""
-    counts: Counter[int] = Counter()
-
-    def counted(path: Path, begin: int, memory: np.ndarray) -> None:
-        counts.update(range(begin, begin + len(memory)))
-        fill(path, begin, memory)
-
-    fill = cold_reads.fill
-    monkeypatch.setattr("ders_core.files.tensor.fill", counted)
-    return counts
+    return counted_reads(monkeypatch)
 
 
 def test_a_held_group_gives_what_its_file_gives(mixtral_dir: Path, reads: Counter[int]) -> None:
@@ -91,6 +81,7 @@ def test_what_is_held_is_read_less_often(
     assert {reads[byte] for byte in experts} == {when_held}
     reads.clear()
     monkeypatch.setattr(held_module, "HELD_BYTES", max(group.nbytes for group in groups) - 1)
+    monkeypatch.setattr("ders_core.pipeline.holding.MOST_BYTES", 0)
     compress(mixtral_dir, tmp_path / "read", recipe)
     assert {reads[byte] for byte in experts} == {when_read}
     assert snapshot(tmp_path / "held") == snapshot(tmp_path / "read")

@@ -14,8 +14,12 @@ from ders_core.codecs.selection.placing import Places, PlacesInPieces
 from ders_core.codecs.selection.selection import Chosen, Selection, kept_of_all
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
+from ders_core.compute.pieces import pieces
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
+
+PIECE_BLOCKS = 8
+"""Of a sum that is looked at in pieces: they are still in a core's cache then."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,24 @@ class DrawnPlaces(Places):
     def added(self, values: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
         if not self._draw.has_loops(self._device):
             return super().added(values, base)
+        return self._sum(values, base, slice(0, self._draw.blocks))
+
+    def added_in_pieces(self, values: torch.Tensor, base: torch.Tensor) -> Iterator[torch.Tensor]:
+        if not self._draw.has_loops(self._device):
+            yield from super().added_in_pieces(values, base)
+            return
+        for blocks in pieces(self._draw.blocks, PIECE_BLOCKS):
+            yield self._sum(values, base, blocks)
+
+    def _sum(self, values: torch.Tensor, base: torch.Tensor, blocks: slice) -> torch.Tensor:
+        """base + values in some blocks, in one flat piece."""
         from ders_core.compute.kernels import block_draws
 
-        weight, kind = fresh(base.shape, base.dtype), kernels.kind_of(base.dtype)
-        drawn = self._draw.for_loops()
-        block_draws.add(values.numpy(), kernels.bits(base), kind, *drawn, kernels.bits(weight))
-        return weight
+        draw, kind = self._draw, kernels.kind_of(base.dtype)
+        begin, end = draw.first_entry(blocks.start), draw.first_entry(blocks.stop)
+        piece = fresh((end - begin,), base.dtype)
+        below = kernels.bits(base[begin:end])
+        kept = values[draw.drawn_before(blocks.start) : draw.drawn_before(blocks.stop)].numpy()
+        part = blocks.start, blocks.stop
+        block_draws.add(kept, below, kind, *draw.for_loops(), *part, kernels.bits(piece))
+        return piece

@@ -47,6 +47,10 @@ class Places(ABC):
             entries.add(kept.numpy(), places.contiguous().numpy(), *both)
         return weight
 
+    def added_in_pieces(self, values: torch.Tensor, base: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What `added` gives, in pieces as of `Codec.unpack_in_pieces`."""
+        yield self.added(values, base)
+
 
 class PlacesInPieces(Places):
     """pieces: of an iterator, they are gone through once."""
@@ -76,8 +80,10 @@ def kept_places(pieces: Places, device: torch.device) -> tuple[torch.Tensor, tor
     return numbers, places[numbers]
 
 
-def added(values: torch.Tensor, pieces: Places, base: torch.Tensor) -> torch.Tensor:
-    """As `Places.added`, of any kind and on any device."""
+def added(values: torch.Tensor, pieces: Places, base: torch.Tensor, count: int) -> torch.Tensor:
+    """As `Places.added`, of any kind and on any device. count: how many places there are."""
+    if values.numel() == count and kernels.takes_stored(base):
+        return pieces.added(values, base)
     size, spare = base.numel(), int(pieces.has_gaps)  # for values that have no place
     weight = fresh((size + spare,), base.dtype, base.device)
     torch.add(base, 0.0, out=weight[:size])  # as every sum with a dropped entry: −0 becomes 0
@@ -86,6 +92,15 @@ def added(values: torch.Tensor, pieces: Places, base: torch.Tensor) -> torch.Ten
         there = torch.where(places < 0, size, places) if spare else places
         weight.index_copy_(0, there, total.to(base.dtype))
     return weight[:size]
+
+
+def added_in_pieces(
+    values: torch.Tensor, pieces: Places, base: torch.Tensor, count: int
+) -> Iterable[torch.Tensor]:
+    """What `added` gives, in pieces as of `Codec.unpack_in_pieces`."""
+    if values.numel() == count and kernels.takes_stored(base):
+        return pieces.added_in_pieces(values, base)
+    return [added(values, pieces, base, count)]
 
 
 def scattered(

@@ -92,13 +92,17 @@ def add(
     kind: int,
     plan: np.ndarray,
     keys: np.ndarray,
+    first: int,
+    last: int,
     weights: np.ndarray,
 ) -> None:
-    """weights: get value + base, and where nothing is drawn base + 0, which gives zeros no sign."""
-    places = np.empty(2 * plan[0], np.int64)
-    for number in range(block_count(plan)):
-        block = slice(first_entry(plan, number), first_entry(plan, number + 1))
-        drawn = slice(drawn_before(plan, number), drawn_before(plan, number + 1))
+    """Of the blocks from `first` to before `last`, to which values and base belong. weights: get
+    value + base, and where nothing is drawn base + 0, which gives zeros no sign."""
+    places, begin = np.empty(2 * plan[0], np.int64), first_entry(plan, first)
+    before = drawn_before(plan, first)
+    for number in range(first, last):
+        block = slice(first_entry(plan, number) - begin, first_entry(plan, number + 1) - begin)
+        drawn = slice(drawn_before(plan, number) - before, drawn_before(plan, number + 1) - before)
         chosen = places[: drawn.stop - drawn.start]
         draw_block(plan, keys, number, chosen)
         entries.copy(base[block], kind, weights[block])

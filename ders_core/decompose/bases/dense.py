@@ -30,6 +30,7 @@ class DenseBase(Base):
     label: ClassVar[str] = "dense parent"
     summary: ClassVar[str] = "The paper takes the dense model that the experts were copied from."
     order: ClassVar[int] = 60
+    is_made_in_slabs: ClassVar[bool] = False  # each expert is compared with it
 
     dense: Path = Field(
         title="Dense model's directory", description="the directory of the dense parent"

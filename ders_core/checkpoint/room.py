@@ -1,0 +1,79 @@
+"""Room for groups that are held one after another: the next one is read into the memory that the
+matrices of the one before leave, so that both together take no more than one."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from functools import partial
+
+from ders_core.compute.buffers import reused
+from ders_core.later import torch
+
+
+class NotWanted(Exception):
+    """A group that is read ahead will not be asked for."""
+
+
+class Room:
+    """Counts the bytes that held matrices take, in all threads."""
+
+    def __init__(self) -> None:
+        self._changed, self._taken = threading.Condition(), 0
+
+    def ahead(self) -> Turn:
+        """The turn of a group that is read before it is asked for."""
+        return Turn(self._changed)
+
+    def at_once(self) -> Turn:
+        """The turn of a group that is asked for when it is read."""
+        turn = Turn(self._changed)
+        turn.come()
+        return turn
+
+    def lend(self, shape: Sequence[int], dtype: torch.dtype, most: int, turn: Turn) -> torch.Tensor:
+        """Memory for one matrix, `shape` in that dtype, uninitialised. Before the group's turn,
+        wait until all that was lent and is still in use takes at most `most` bytes with it. Raises
+        NotWanted."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        with self._changed:
+            self._changed.wait_for(
+                lambda: turn.has_come or turn.is_over or self._taken + nbytes <= most
+            )
+            if turn.is_over:
+                raise NotWanted
+            self._taken += nbytes
+        try:
+            return reused(shape, dtype, partial(self._give_back, nbytes))
+        except MemoryError:
+            self._give_back(nbytes)
+            raise
+
+    def _give_back(self, nbytes: int) -> None:
+        with self._changed:
+            self._taken -= nbytes
+            self._changed.notify_all()
+
+
+class Turn:
+    """Of a group that is read ahead. has_come: whether it is asked for by now, so that its reading
+    waits for nothing. is_over: whether nobody will ask for it."""
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self._changed = changed
+        self.has_come = self.is_over = False
+
+    def come(self) -> None:
+        with self._changed:
+            self.has_come = True
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        with self._changed:
+            self.is_over = True
+            self._changed.notify_all()
+
+
+ROOM = Room()
+"""Of this process."""

@@ -1,0 +1,48 @@
+"""How many experts of a large group are held in memory, so that they are read once."""
+
+from __future__ import annotations
+
+import math
+
+from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint.held import Holding, is_plain, is_small
+from ders_core.checkpoint.streaming import SLAB_BYTES, SLABS
+from ders_core.codecs.group import GroupCodec
+from ders_core.compute.threads import threads_for
+from ders_core.pipeline.plan import base_form
+from ders_core.recipe import Recipe
+
+MOST_BYTES = 1_000_000_000
+"""What held experts, bases and what threads need beside them take at most, all together: with
+torch, compiled loops and what the allocator keeps, up to 600 MB, a process stays within 1.6 GB."""
+
+
+def holding_of(
+    group: ExpertGroup, recipe: Recipe, codec: GroupCodec, device: str
+) -> Holding | None:
+    """What is held of a large group from before its base is made until its deltas are encoded; None
+    where nothing is. device: as of `EncodeTask`.
+
+    Nothing is if less than half would fit, with what codecs need, which is more with a calibration:
+    what the system reads ahead serves better then. Nor where a group is encoded on a GPU, whose
+    copies come from pinned memory; where bases are coded, tried one after another, or made of whole
+    experts; nor of a source whose numbers are computed.
+    """
+    base, form = recipe.base, base_form(recipe, group)
+    where = codec.device_of(device)
+    if is_small(group) or codec.keeps or where.type != "cpu" or not is_plain(group):
+        return None
+    if form is None or form.is_coded or not base.is_made_in_slabs or base.is_optional:
+        return None
+    experts, *shape = group.shape
+    matrix = math.prod(shape) * group.dtype.itemsize
+    working = codec.working_bytes((shape[0], shape[1]))
+    threads = threads_for(experts, working, where)
+    beside = working - matrix if recipe.calibration else codec.beside_bytes((shape[0], shape[1]))
+    slabs = 0 if form.count is None else SLABS * SLAB_BYTES
+    left = MOST_BYTES - (form.count or 1) * matrix - max(threads * beside, slabs)
+    count = min(left // matrix, experts)
+    if count <= experts // 2:
+        return None
+    # one place is left for what threads have done with, others for experts that are not held
+    return Holding(count, max(count - 1 - min(threads + 1, experts - count), 0))

@@ -1,0 +1,293 @@
+"""Large groups of which as many experts as fit are held: read once, the bytes as ever."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.compress_support import Snapshot
+from support.counted_reads import counted_reads, times_read
+from support.messages import raises_saying
+
+from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint import held as held_module
+from ders_core.checkpoint.held import Holding, first_held
+from ders_core.checkpoint.room import ROOM, NotWanted, Room
+from ders_core.checkpoint.streaming import SLAB_BYTES, SLABS
+from ders_core.codecs import Codec, EncodeContext, Quantized, Sparse
+from ders_core.codecs.group import GroupCodec
+from ders_core.compute import buffers
+from ders_core.compute.threads import one_thread, threads_of_torch
+from ders_core.decompose.base import Base
+from ders_core.decompose.bases.mean import MeanBase
+from ders_core.decompose.bases.median import MedianBase
+from ders_core.errors import CheckpointError, CodecError
+from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline import holding as holding_module
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.holding import holding_of
+from ders_core.pipeline.knowledge import encode_expert
+from ders_core.pipeline.next_base import NextBase
+from ders_core.recipe import ClusteredBase, Recipe, Rule
+
+CODEC = Quantized(bits=2)
+EXPERTS = 4
+WEIGHTS = 112 * 64
+"""Of an expert."""
+
+
+def recipe_of(base: Base) -> Recipe:
+    return Recipe(name="x", rules=(Rule(codec=CODEC),), base=base)
+
+
+@pytest.fixture(autouse=True)
+def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No group is small, and all memory of held experts is given back at the end."""
+    monkeypatch.setattr(held_module, "HELD_BYTES", 0)
+    yield
+    gc.collect()  # an error's traceback holds what its frames held
+    assert ROOM._taken == 0
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    return counted_reads(monkeypatch)
+
+
+def let_hold(monkeypatch: pytest.MonkeyPatch, count: int, base: Base, threads: int) -> None:
+    """Memory for so many experts of each group of `mixtral_dir`."""
+    most = base.count(EXPERTS).most
+    beside = threads * CODEC.beside_bytes((112, 64))
+    if most is not None:
+        beside = max(beside, SLABS * SLAB_BYTES)
+    room = (count + (most or 1)) * 2 * WEIGHTS + beside
+    monkeypatch.setattr(holding_module, "MOST_BYTES", room)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("base", "passes"),
+    [(MeanBase(), 1), (MedianBase(), 1), (ClusteredBase(clusters=2), 2)],
+    ids=["mean", "median", "clusters"],
+)
+def test_what_is_held_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+    reads: Counter[int],
+    snapshot: Snapshot,
+    tmp_path: Path,
+    mixtral_dir: Path,
+    threads: int,
+    base: Base,
+    passes: int,
+) -> None:
+    """passes: how often a base is made of what is not held, before deltas are encoded."""
+    groups = open_checkpoint(mixtral_dir).groups()
+    written = []
+    for held, count in ((4, 4), (3, 3), (2, 0)):  # half of them is not worth it
+        let_hold(monkeypatch, held, base, threads)
+        reads.clear()
+        with threads_of_torch(threads):
+            compress(mixtral_dir, tmp_path / str(held), recipe_of(base))
+        expected = [{1}] * count + [{1 + passes}] * (EXPERTS - count)
+        assert [times_read(reads, group) for group in groups] == [expected] * len(groups)
+        written.append(snapshot(tmp_path / str(held)))
+    assert written[0] == written[1] == written[2]
+
+
+def test_more_is_held_than_memory_allows_at_no_time(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, lend = [0], Room.lend
+
+    def counted(self: Room, *arguments: object) -> torch.Tensor:
+        memory: torch.Tensor = lend(self, *arguments)  # type: ignore[arg-type]
+        most[0] = max(most[0], self._taken)
+        return memory
+
+    monkeypatch.setattr(Room, "lend", counted)
+    for held in (4, 3):
+        let_hold(monkeypatch, held, MeanBase(), 2)
+        most[0] = 0
+        with threads_of_torch(2):
+            compress(mixtral_dir, tmp_path / str(held), recipe_of(MeanBase()))
+        assert most[0] == held * 2 * WEIGHTS
+
+
+def test_the_next_group_is_read_meanwhile(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the thread for what comes next, but for the first group; all of it before its base."""
+    read: list[tuple[tuple[int, str], str]] = []
+
+    def first(group: ExpertGroup, *rest: object) -> ExpertGroup:
+        read.append((group.key, threading.current_thread().name.split("_")[0]))
+        return first_held(group, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ders_core.pipeline.encode.first_held", first)
+    let_hold(monkeypatch, 4, MeanBase(), 1)
+    with threads_of_torch(1):
+        compress(mixtral_dir, tmp_path / "out", recipe_of(MeanBase()))
+    groups = [group.key for group in open_checkpoint(mixtral_dir).groups()]
+    assert sorted(key for key, _ in read) == sorted(groups)
+    assert [name for _, name in read] == ["MainThread", *["compute"] * (len(groups) - 1)]
+
+
+def test_only_what_stays_in_memory_is_held(
+    mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, with one base as it is; and with no more than beside what a codec needs."""
+    group = open_checkpoint(mixtral_dir).group(0, "gate")
+    let_hold(monkeypatch, 4, MeanBase(), 1)
+
+    def holding(codec: Codec, device: str = "cpu", **fields: object) -> Holding | None:
+        recipe = Recipe.model_validate({"name": "x", "rules": [{"codec": codec}], **fields})
+        with threads_of_torch(1):
+            return holding_of(group, recipe, GroupCodec.same(codec, EXPERTS), device)
+
+    assert holding(CODEC) == Holding(4, 3)
+    for fields in ({"base": "auto"}, {"base": "none"}, {"base": {"dense": "anywhere"}}):
+        assert holding(CODEC, **fields) is None
+    assert holding(CODEC, "cuda") is None
+    monkeypatch.setattr(holding_module, "MOST_BYTES", 5 * 2 * WEIGHTS + 8 * WEIGHTS)
+    learnt = Quantized(bits=2, grid="learned")  # holds a delta in float32, and more
+    assert holding(learnt) == Holding(4, 3)
+    assert holding(CODEC) is None  # its pieces are larger than such small experts
+    monkeypatch.setattr(holding_module, "MOST_BYTES", 5 * 2 * WEIGHTS + 8 * WEIGHTS - 1)
+    assert holding(learnt) == Holding(3, 1)
+
+
+def test_a_file_that_changes_while_it_is_held_is_refused(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in mixtral_dir.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    (weights,) = source.glob("*.safetensors")
+    seen = list[int]()
+
+    def first(group: ExpertGroup, *rest: object) -> ExpertGroup:
+        seen.append(group.layer)
+        found = first_held(group, *rest)  # type: ignore[arg-type]
+        if len(seen) == 3:
+            with open(weights, "r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\x01")
+        return found
+
+    monkeypatch.setattr("ders_core.pipeline.encode.first_held", first)
+    let_hold(monkeypatch, 4, MeanBase(), 2)
+    with threads_of_torch(2), raises_saying(CheckpointError, weights.name):
+        compress(source, tmp_path / "out", recipe_of(MeanBase()))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_read_ahead_is_told_in_its_turn(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first(group: ExpertGroup, *rest: object) -> ExpertGroup:
+        if group.layer == 1:
+            raise CheckpointError(f"{group.title} in {threading.current_thread().name}")
+        return first_held(group, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ders_core.pipeline.encode.first_held", first)
+    let_hold(monkeypatch, 4, MeanBase(), 2)
+    with threads_of_torch(2), raises_saying(CheckpointError, "layer 1", "MainThread"):
+        compress(mixtral_dir, tmp_path / "out", recipe_of(MeanBase()))
+
+
+@pytest.mark.timeout(60)
+def test_a_failure_leaves_nobody_waiting_for_room(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Codec, *arguments: object) -> EncodeContext:
+        raise CodecError("fails")
+
+    monkeypatch.setattr(Quantized, "pack", fails)
+    let_hold(monkeypatch, 4, MeanBase(), 2)
+    with threads_of_torch(2), pytest.raises(CodecError, match="fails"):
+        compress(mixtral_dir, tmp_path / "out", recipe_of(MeanBase()))
+    assert not [each for each in threading.enumerate() if each.name.startswith("compute")]
+
+
+@pytest.mark.timeout(60)
+def test_a_matrix_waits_for_room_until_its_turn_comes() -> None:
+    room, shape, nbytes = Room(), (3, 5), 30
+    ahead, lent = room.ahead(), list[torch.Tensor]()
+    first = room.lend(shape, torch.bfloat16, 0, room.at_once())
+    assert (first.shape, first.dtype, room._taken) == (shape, torch.bfloat16, nbytes)
+
+    def lend() -> None:
+        lent.append(room.lend(shape, torch.bfloat16, 2 * nbytes - 1, ahead))
+
+    waiting = threading.Thread(target=lend)
+    waiting.start()
+    waiting.join(0.05)
+    assert not lent
+    view = first[1:]
+    del first
+    waiting.join(0.05)
+    assert not lent  # a view shares the memory
+    del view
+    waiting.join()
+    assert len(lent) == 1
+    waiting = threading.Thread(target=lend)
+    waiting.start()
+    ahead.come()
+    waiting.join()
+    assert room._taken == 2 * nbytes
+    lent.clear()
+    assert room._taken == 0
+
+
+@pytest.mark.timeout(60)
+def test_what_is_not_wanted_is_not_read() -> None:
+    following, begun = NextBase(), threading.Event()
+    full = ROOM.lend((2, 2), torch.float32, 0, ROOM.at_once())
+    ended = list[type[BaseException]]()
+
+    def read(turn: object) -> Iterator[tuple[str, object]]:
+        begun.set()
+        try:
+            ROOM.lend((2, 2), torch.float32, 0, turn)  # type: ignore[arg-type]
+        except NotWanted as error:
+            ended.append(type(error))
+            raise
+        raise AssertionError
+
+    for leave in (lambda: following.take("another"), following.end):
+        begun.clear()
+        following.read("a group", read)  # type: ignore[arg-type]
+        begun.wait()
+        leave()
+    assert ended == [NotWanted] * 2
+    del full
+
+
+@pytest.mark.parametrize(
+    "codec", [Quantized(bits=1), Quantized(bits=4, group_size=64), Sparse(drop_rate=0.9)], ids=str
+)
+def test_what_a_codec_needs_beside_an_expert_is_what_it_holds(codec: Codec) -> None:
+    """Of what is reused: large tensors."""
+    random = torch.Generator().manual_seed(0)
+    weight, base = torch.randn(2, 4096, 2048, generator=random).bfloat16()
+    before = buffers._account.in_use
+    with one_thread(), buffers.memory_is_reused():
+        encode_expert(codec, weight, base, EncodeContext(dtype=torch.bfloat16, seed=0))
+        assert buffers._account.most - before <= codec.beside_bytes((4096, 2048))
+
+
+def test_a_codec_that_does_not_tell_needs_a_delta_and_more() -> None:
+    shape = (1 << 12, 1 << 14)
+    size = math.prod(shape)
+    assert Sparse(drop_rate=0.9, method="magnitude").beside_bytes(shape) == 8 * size
+    assert Quantized(bits=4, grid="learned").beside_bytes(shape) == 8 * size
+    assert Quantized(bits=4, gain="auto").beside_bytes(shape) == 8 * size
+    assert Quantized(bits=4).beside_bytes(shape) < size
