@@ -127,10 +127,13 @@ def is_small(group: ExpertGroup) -> bool:
 
 
 def is_plain(group: ExpertGroup) -> bool:
-    """Whether each expert lies in a file as it is read, row after row, so that to read it takes no
-    memory beside its own."""
+    """Whether each expert lies in a local file as it is read, row after row, so that to read it
+    takes no memory beside its own. What comes from an address is joined of pieces first."""
     return all(
-        type(matrix) is Matrix and isinstance(matrix.info, FileTensor) and matrix.slot.is_contiguous
+        type(matrix) is Matrix
+        and isinstance(matrix.info, FileTensor)
+        and not matrix.info.is_remote
+        and matrix.slot.is_contiguous
         for matrix in group.experts
     )
 

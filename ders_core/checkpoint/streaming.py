@@ -66,7 +66,7 @@ def each_slab(
     experts, out, width = stack.shape
     step = max(1, CACHED_SLAB_BYTES // max(experts * width * stack.dtype.itemsize, 1))
     parts = list(pieces(out, step))
-    threads = min(threads, SLABS * SLAB_BYTES // CACHED_SLAB_BYTES)
+    threads = max(1, min(threads, SLABS * SLAB_BYTES // CACHED_SLAB_BYTES, len(parts)))
     use = in_this_mode(use)
     with ExitStack() as memory, one_thread_each(threads, torch.device("cpu")) as pool:
         shape, dtype = (experts * min(step, out) * width,), stack.dtype.torch

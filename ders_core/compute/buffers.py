@@ -148,7 +148,7 @@ def _kept(size: int, gone: Callable[[], None] | None = None) -> np.ndarray:
 
 def _take(size: int) -> np.ndarray:
     """uint8 memory, aligned: the smallest kept block that is large enough, and no more than a
-    quarter larger, because it may be held for long; or a new one."""
+    quarter larger, because it may be held for long; or a new one. Raises MemoryError."""
     with _lock:
         fitting = [free for free in _free if size <= free.size <= size + size // 4]
         if fitting:
@@ -156,9 +156,16 @@ def _take(size: int) -> np.ndarray:
             _free[:] = [free for free in _free if free is not best]
             _use(best.size)
             return best
+        most = _account.most
         _use(size)
         _return_surplus()
-    return _aligned(size)
+    try:
+        return _aligned(size)
+    except MemoryError:
+        with _lock:
+            _account.in_use -= size
+            _account.most = max(most, _account.in_use)
+        raise
 
 
 def _use(size: int) -> None:
@@ -168,16 +175,24 @@ def _use(size: int) -> None:
 
 def _aligned(size: int) -> np.ndarray:
     """New uint8 memory `[size]`. Large memory is the system's own and goes back to it: of what the
-    allocator gives, it keeps pieces."""
+    allocator gives, it keeps pieces. Raises MemoryError."""
     if size >= LARGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # else forked processes share it
-        mapped = mmap.mmap(-1, size, flags=flags)
-        with suppress(OSError):  # a system without large pages
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-        return np.frombuffer(mapped, np.uint8)
+        return np.frombuffer(_mapped(size), np.uint8)
     whole = np.empty(size + ALIGNED_BYTES, dtype=np.uint8)
     begin = -whole.ctypes.data % ALIGNED_BYTES
     return whole[begin : begin + size]
+
+
+def _mapped(size: int) -> mmap.mmap:
+    """New memory of the system, in large pages where it has them. Raises MemoryError."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # else forked processes share it
+    try:
+        mapped = mmap.mmap(-1, size, flags=flags)
+    except OSError as error:
+        raise MemoryError(f"the system has no {size} bytes of memory left") from error
+    with suppress(OSError):  # a system without large pages
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return mapped
 
 
 def _give_back(block: np.ndarray, gone: Callable[[], None] | None = None) -> None:

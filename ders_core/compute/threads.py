@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -117,16 +117,17 @@ class IdleThreads:
 
     def help(self, work: Callable[[T], object], pieces: Iterable[T]) -> None:
         """`work(piece)` for each, in this thread and in idle ones, in any order: what a piece gives
-        must not depend on the others. Raises what `work` raises."""
-        left = deque(pieces)
+        must not depend on the others. Raises what `work` raises, once nobody works on a piece."""
+        # helpers that never begin stay in the pool's queue: they keep neither work nor pieces
+        left = deque((work, piece) for piece in pieces)
 
         def take() -> None:
             while left:
                 try:
-                    piece = left.popleft()
+                    do, piece = left.popleft()
                 except IndexError:  # another thread was quicker
                     return
-                work(piece)
+                do(piece)
 
         # the pool's own tasks come first: until these are all begun, nobody helps
         helpers = [self.pool.submit(take) for _ in range(self.count)]
@@ -135,6 +136,7 @@ class IdleThreads:
         finally:
             left.clear()
             begun = [helper for helper in helpers if not helper.cancel()]
+            wait(begun)
         for helper in begun:
             helper.result()
 

@@ -4,9 +4,8 @@ Each group is encoded by a separate task and written to the weight files inside 
 output, each tensor once: to the place that it has beforehand, or, if its length depends on the
 data, behind those of the groups before (`ders_core.pipeline.staging`). An interrupted run continues
 from the finished groups. Then what is carried is written (`ders_core.pipeline.last_writes`). The
-bytes depend on the
-checkpoint, the recipe and the device alone: each operation computes on one thread, whatever
-executes a task and however many experts of it are encoded side by side.
+bytes depend on the checkpoint, the recipe and the device alone: each operation computes on one
+thread, whatever executes a task and however many experts of it are encoded side by side.
 
 The result never mixes two versions of the source: staged groups know the weights that they were
 encoded from, every task reads the files that this process opened, and all files that were read are

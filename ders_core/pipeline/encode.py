@@ -206,7 +206,10 @@ def _codec_of(group: ExpertGroup, task: EncodeTask) -> GroupCodec:
 
 
 def _holding(group: ExpertGroup, task: EncodeTask) -> Holding | None:
-    """In the thread of the task: it depends on how many threads there are."""
+    """In the thread of the task: it depends on how many threads there are. None where tasks do not
+    follow one another: others beside this one would hold as much."""
+    if next_base() is None:
+        return None
     return holding_of(group, task.recipe, _codec_of(group, task), task.device)
 
 
@@ -215,9 +218,9 @@ def _read_next(
 ) -> None:
     """Begin to read the group ahead into the memory that this one leaves."""
     following = next_base()
-    if following is not None:
-        begin = partial(_decompositions, ahead, task, calibration, holding)
-        following.read(_group_of(task, ahead.key), begin)
+    assert following is not None, "else nothing is held"
+    begin = partial(_decompositions, ahead, task, calibration, holding)
+    following.read(_group_of(task, ahead.key), begin)
 
 
 def _group_of(task: EncodeTask, key: Key) -> object:

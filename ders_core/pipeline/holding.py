@@ -14,7 +14,8 @@ from ders_core.recipe import Recipe
 
 MOST_BYTES = 1_000_000_000
 """What held experts, bases and what threads need beside them take at most, all together: with
-torch, compiled loops and what the allocator keeps, up to 600 MB, a process stays within 1.6 GB."""
+torch, compiled loops and what the allocator keeps, up to 600 MB, a process stays within 1.6 GB, as
+its tasks follow one another."""
 
 
 def holding_of(
@@ -26,7 +27,7 @@ def holding_of(
     Nothing is if less than half would fit, with what codecs need, which is more with a calibration:
     what the system reads ahead serves better then. Nor where a group is encoded on a GPU, whose
     copies come from pinned memory; where bases are coded, tried one after another, or made of whole
-    experts; nor of a source whose numbers are computed.
+    experts; nor of a source whose numbers are computed, or that is at an address.
     """
     base, form = recipe.base, base_form(recipe, group)
     where = codec.device_of(device)

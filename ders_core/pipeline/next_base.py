@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from itertools import chain
 
@@ -57,9 +57,12 @@ class NextBase:
             turn.cancel()
             return None
         turn.come()
-        with suppress(DersError):
+        try:
             return tried.result()
-        return None
+        except DersError:
+            return None
+        finally:  # an error's traceback keeps this frame, and so what these hold
+            del begun, tried
 
     def end(self) -> None:
         """Wait for what runs, and forget it."""

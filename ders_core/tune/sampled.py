@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ders_core.codecs import Codec
@@ -42,7 +42,8 @@ class Tried:
 class Sampled:
     """rows: which are tried. decomposition: of these. weights: of the chosen matrices, in storage
     dtype. known: of these rows. seed: the recipe's. whole: of a matrix, all rows of its delta, for
-    codecs that do not act on rows; None where there are none."""
+    codecs that do not act on rows; None where there are none. fits: codecs that were settled on the
+    deltas, which all matrices share."""
 
     rows: Rows
     decomposition: Decomposition
@@ -50,6 +51,7 @@ class Sampled:
     known: Knowledge
     seed: int
     whole: Callable[[int], WholeDelta] | None = None
+    fits: dict[Codec, GroupCodec] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -81,29 +83,33 @@ class Sampled:
 
     def _tables(self, wholes: Mapping[Codec, int]) -> dict[Codec, float]:
         """`Tried.table` of each codec. wholes: bytes of the first matrix."""
-        ragged = [codec for codec in wholes if codec.ragged]
-        (number, *_), fitted = self.rows.chosen, self._fitted(ragged)
+        number = self.rows.chosen[0]
         judges = [self._half(first)._judge(number) for first in (0, 1)]
         tables = dict[Codec, float]()
-        for codec in ragged:
+        for codec in (codec for codec in wholes if codec.ragged):
+            settled = self._fitted(codec).expert(number)
             with suppress(CodecError):
-                halves = sum(judge.ragged_bytes(fitted[codec].expert(number)) for judge in judges)
+                halves = sum(judge.ragged_bytes(settled) for judge in judges)
                 tables[codec] = min(max(halves - wholes[codec], 0.0), float(wholes[codec]))
         return tables
 
-    def _fitted(self, codecs: Sequence[Codec]) -> dict[Codec, GroupCodec]:
-        count, deltas = self.decomposition.group.shape[0], self.decomposition.deltas
-        return {codec: GroupCodec.same(codec, count).fit(deltas) for codec in codecs}
+    def _fitted(self, codec: Codec) -> GroupCodec:
+        """Settled on the deltas when it is first asked for."""
+        if codec not in self.fits:
+            same = GroupCodec.same(codec, self.decomposition.group.shape[0])
+            self.fits[codec] = same.fit(self.decomposition.deltas)
+        return self.fits[codec]
 
     def _matrices(
         self, codecs: Sequence[Codec], chosen: Sequence[int]
     ) -> dict[Codec, list[SampledMatrix]]:
         """Matrix after matrix, so that what codecs have in common is kept for one at a time."""
-        fitted = self._fitted(codecs)
         found: dict[Codec, list[SampledMatrix]] = {codec: [] for codec in codecs}
         for number in chosen:
             left = list(found)
-            tried = self._judge(number).tried([fitted[codec].expert(number) for codec in left])
+            tried = self._judge(number).tried(
+                [self._fitted(codec).expert(number) for codec in left]
+            )
             for codec, each in zip(left, tried, strict=True):
                 if each is None:
                     del found[codec]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from weakref import ref
 
@@ -104,6 +104,24 @@ def test_every_slab_is_used_once_by_any_number_of_threads(
         patch.setattr(streaming, "CACHED_SLAB_BYTES", slab)
         each_slab(group, use, threads)
     assert np.array_equal(seen.numpy(), weights + 1)
+
+
+@pytest.mark.parametrize(("rows", "threads"), [(3, 7), (7, 3)])
+def test_no_more_memory_is_borrowed_than_is_worked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, threads: int
+) -> None:
+    """Kept memory that one group leaves alone, the next one would touch."""
+    group = group_of(tmp_path / "a.safetensors", np.zeros((2, rows, 4), np.float32))
+    borrowed, borrow = list[tuple[int, ...]](), buffers.borrow
+
+    def counted(shape: tuple[int, ...], dtype: torch.dtype) -> AbstractContextManager[torch.Tensor]:
+        borrowed.append(shape)
+        return borrow(shape, dtype)
+
+    monkeypatch.setattr(streaming, "borrow", counted)
+    monkeypatch.setattr(streaming, "CACHED_SLAB_BYTES", 1)  # a row at a time
+    each_slab(group, lambda _, slab: None, threads)
+    assert len(borrowed) == 3
 
 
 def test_a_slab_that_fails_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

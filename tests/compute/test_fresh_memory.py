@@ -145,6 +145,23 @@ def test_work_that_repeats_touches_no_fresh_memory(monkeypatch: pytest.MonkeyPat
     assert buffers._account.works == 0
 
 
+def test_memory_that_is_not_there_counts_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a MemoryError, whoever gives it."""
+    monkeypatch.setattr(buffers, "_account", buffers._Account())
+    shape = (1 << 60,)
+    with memory_is_reused():
+        for take in (fresh, lasting, borrowed):
+            with pytest.raises(MemoryError):
+                take(shape, torch.uint8)
+        assert (buffers._account.in_use, buffers._account.most) == (0, 0)
+        assert fresh((LARGE_BYTES,), torch.uint8).nbytes == buffers._account.most
+
+
+def borrowed(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    with borrow(shape, dtype):
+        pytest.fail("there is so much memory")
+
+
 def test_threads_never_share_memory() -> None:
     """Tensors come and go in several threads; each keeps what its thread wrote."""
     wrong: list[int] = []

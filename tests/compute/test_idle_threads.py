@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from weakref import ref
 
 import pytest
 
@@ -57,3 +59,57 @@ def test_what_a_piece_raises_is_raised(place: str) -> None:
 
     with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match=place):
         pool.submit(ask).result(WAIT)
+
+
+def test_who_helps_is_waited_for() -> None:
+    """What is raised here comes when no thread works on a piece any more."""
+    asking, done, seen = list[int](), list[int](), list[int]()
+    together = threading.Barrier(2, timeout=WAIT)
+
+    def work(piece: int) -> None:
+        together.wait()
+        if threading.get_ident() == asking[0]:
+            raise ValueError("here")
+        time.sleep(0.1)
+        done.append(piece)
+
+    def ask() -> None:
+        asking.append(threading.get_ident())
+        try:
+            IdleThreads(pool, 1).help(work, range(2))
+        finally:
+            seen.append(len(done))
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="here"):
+        pool.submit(ask).result(WAIT)
+    assert seen == [1]
+
+
+class Piece:
+    """What can be asked whether it is still there."""
+
+
+def test_help_that_never_begins_keeps_neither_work_nor_pieces() -> None:
+    """More tasks than threads: helpers stand behind the last of them in the pool's queue."""
+    all_there, over, kept = threading.Event(), threading.Event(), list[ref[object]]()
+
+    def ask() -> None:
+        all_there.wait(WAIT)
+        pieces = [Piece() for _ in range(5)]
+
+        def work(piece: Piece) -> None:
+            kept.append(ref(piece))
+
+        kept.append(ref(work))
+        IdleThreads(pool, 3).help(work, pieces)
+
+    with ThreadPoolExecutor(2) as pool:
+        busy, asked = pool.submit(over.wait, WAIT), pool.submit(ask)
+        behind = pool.submit(over.wait, WAIT)
+        all_there.set()
+        asked.result(WAIT)
+        alive = [each() for each in kept]
+        over.set()
+        assert busy.result(WAIT)
+        assert behind.result(WAIT)
+    assert alive == [None] * 6

@@ -7,19 +7,22 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
 from support.compress_support import Snapshot
 from support.counted_reads import counted_reads, times_read
 from support.messages import raises_saying
+from support.range_server import serving
 
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint import held as held_module
 from ders_core.checkpoint.held import Holding, first_held
-from ders_core.checkpoint.room import ROOM, NotWanted, Room
+from ders_core.checkpoint.room import ROOM, NotWanted, Room, Turn
 from ders_core.checkpoint.streaming import SLAB_BYTES, SLABS
 from ders_core.codecs import Codec, EncodeContext, Quantized, Sparse
 from ders_core.codecs.group import GroupCodec
@@ -28,6 +31,7 @@ from ders_core.compute.threads import one_thread, threads_of_torch
 from ders_core.decompose.base import Base
 from ders_core.decompose.bases.mean import MeanBase
 from ders_core.decompose.bases.median import MedianBase
+from ders_core.decompose.decomposition import Decomposition
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline import holding as holding_module
@@ -36,6 +40,9 @@ from ders_core.pipeline.holding import holding_of
 from ders_core.pipeline.knowledge import encode_expert
 from ders_core.pipeline.next_base import NextBase
 from ders_core.recipe import ClusteredBase, Recipe, Rule
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 CODEC = Quantized(bits=2)
 EXPERTS = 4
@@ -52,7 +59,6 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No group is small, and all memory of held experts is given back at the end."""
     monkeypatch.setattr(held_module, "HELD_BYTES", 0)
     yield
-    gc.collect()  # an error's traceback holds what its frames held
     assert ROOM._taken == 0
 
 
@@ -139,6 +145,41 @@ def test_the_next_group_is_read_meanwhile(
     assert [name for _, name in read] == ["MainThread", *["compute"] * (len(groups) - 1)]
 
 
+def test_tasks_that_do_not_follow_one_another_hold_nothing(
+    mixtral_dir: Path, tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of several GPUs, whose codecs may run on the CPU: in threads, a task in each. The
+    next group is read ahead as others are."""
+    ahead = list[tuple[int, str]]()
+
+    def in_threads(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
+        with ThreadPoolExecutor(2) as pool:
+            yield from pool.map(function, items)
+
+    let_hold(monkeypatch, 4, MeanBase(), 1)
+    recipe = recipe_of(MeanBase())
+    compress(mixtral_dir, tmp_path / "alone", recipe)
+    monkeypatch.setattr("ders_core.pipeline.encode.first_held", lambda *_: pytest.fail("held"))
+    monkeypatch.setattr(ExpertGroup, "read_ahead", lambda self: ahead.append(self.key))
+    with threads_of_torch(1):
+        compress(mixtral_dir, tmp_path / "threads", recipe, runner=in_threads)
+    assert snapshot(tmp_path / "threads") == snapshot(tmp_path / "alone")
+    groups = [group.key for group in open_checkpoint(mixtral_dir).groups()]
+    assert set(groups[1:]) <= set(ahead)
+
+
+def test_what_comes_from_an_address_is_not_held(
+    mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read it takes as much memory again."""
+    let_hold(monkeypatch, 4, MeanBase(), 1)
+    with serving(mixtral_dir) as server, threads_of_torch(1):
+        near, far = (open_checkpoint(place).group(0, "up") for place in (mixtral_dir, server.url))
+        for group, expected in ((near, Holding(4, 3)), (far, None)):
+            codec = GroupCodec.same(CODEC, EXPERTS)
+            assert holding_of(group, recipe_of(MeanBase()), codec, "cpu") == expected
+
+
 def test_only_what_stays_in_memory_is_held(
     mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,8 +200,9 @@ def test_only_what_stays_in_memory_is_held(
     learnt = Quantized(bits=2, grid="learned")  # holds a delta in float32, and more
     assert holding(learnt) == Holding(4, 3)
     assert holding(CODEC) is None  # its pieces are larger than such small experts
+    assert holding(CODEC, calibration="any") == Holding(4, 3)  # none are, and a delta is whole
     monkeypatch.setattr(holding_module, "MOST_BYTES", 5 * 2 * WEIGHTS + 8 * WEIGHTS - 1)
-    assert holding(learnt) == Holding(3, 1)
+    assert holding(learnt) == holding(CODEC, calibration="any") == Holding(3, 1)
 
 
 def test_a_file_that_changes_while_it_is_held_is_refused(
@@ -214,7 +256,33 @@ def test_a_failure_leaves_nobody_waiting_for_room(
     let_hold(monkeypatch, 4, MeanBase(), 2)
     with threads_of_torch(2), pytest.raises(CodecError, match="fails"):
         compress(mixtral_dir, tmp_path / "out", recipe_of(MeanBase()))
+    gc.collect()  # of what threads raised, a traceback knows the future that holds the error
     assert not [each for each in threading.enumerate() if each.name.startswith("compute")]
+
+
+def test_memory_that_is_not_there_is_not_lent() -> None:
+    room = Room()
+    with pytest.raises(MemoryError):
+        room.lend((1 << 60,), torch.uint8, 0, room.at_once())
+    assert room._taken == 0
+
+
+def test_what_failed_ahead_keeps_no_memory() -> None:
+    """Without the collector: the group is read again at once."""
+
+    def fails(turn: Turn) -> Iterator[tuple[str, Decomposition]]:
+        memory = ROOM.lend((2, 2), torch.float32, 0, ROOM.at_once())
+        raise CheckpointError(f"{memory.shape} are not read")
+
+    following = NextBase()
+    gc.disable()
+    try:
+        following.read("a group", fails)
+        assert following.take("a group") is None
+        following.end()  # the thread has left what it ran
+        assert ROOM._taken == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.timeout(60)

@@ -15,8 +15,8 @@ OUT = 1280
 def test_six_layers_take_the_memory_of_two(tmp_path: Path) -> None:
     """Of one layer, whose last group has none after it, a little less is held. Of eight experts
     that are all encoded at once weights are one group; the next one is held as well
-    (`checkpoint.held`). Pieces of 8 MiB, one a thread, are as much as several such groups, and some
-    memory is kept for reuse."""
+    (`checkpoint.held`). The pieces of 8 MiB of which a base is made are one more, and some memory
+    is kept for reuse."""
     benchmark = memory_benchmark()
     peaks = {}
     for layers in (2, 6):
