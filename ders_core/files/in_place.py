@@ -63,8 +63,10 @@ def finish(
     header_bytes: int = 0,
 ) -> None:
     """Give a file, whose tensors are all written, the header that tells of them, and its length.
-    header_bytes: as of `laid_out`. Raises OSError."""
+    header_bytes: as of `laid_out`; there must be room for the header. Raises OSError."""
     header = encode_header(specs, metadata, header_bytes)
+    if header_bytes and len(header) != header_bytes:
+        raise AssertionError(f"{path}: a header of {len(header)} bytes, room for {header_bytes}")
     with open(path, "rb+") as file:
         file.write(header)
         file.truncate(len(header) + sum(spec.nbytes for spec in specs.values()))

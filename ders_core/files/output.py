@@ -31,6 +31,9 @@ from ders_core.units import bytes_text
 STATE = ".ders-state.json"
 """Hidden, as no side file of a checkpoint is: so it cannot clash with one."""
 
+GROUPS_FOLDER = ".ders-groups"
+"""A directory for what tells how to continue; hidden too. It may be there or not."""
+
 INPUT_ERRORS = (CheckpointError, CodecError, RecipeError, EvaluationError)
 """Without another cause, such as a network's: the work cannot be finished as it was asked for."""
 
@@ -89,7 +92,7 @@ def sweep_if_exists(out: Path) -> bool:
     of its name, exists."""
     if not os.path.lexists(out):
         return False
-    sweep_outputs(out.parent, PARTIAL, STATE)
+    sweep_outputs(out.parent, PARTIAL, _forget)
     return True
 
 
@@ -126,7 +129,7 @@ def output_directory(
     target = new_target(out, resume=True)
     partial = partial_path(target)
     with writing(target):
-        sweep_outputs(target.parent, PARTIAL, STATE)
+        sweep_outputs(target.parent, PARTIAL, _forget)
         check_room(target.parent, needs - (bytes_below(partial) if resume else 0))
         with made_parents(target), output_lock(target) as lock, ExitStack() as stack:
             if target.exists() or target.is_symlink():
@@ -154,8 +157,14 @@ def output_directory(
                 )
             (partial / MARK).unlink(missing_ok=True)
             os.rename(partial, target)
-            (target / STATE).unlink(missing_ok=True)  # until here it tells how to continue
             sync_directory(target.parent)
+            _forget(target)
+
+
+def _forget(target: Path) -> None:
+    """Remove what tells how to continue an output, which is finished and has its name."""
+    shutil.rmtree(target / GROUPS_FOLDER, ignore_errors=True)
+    (target / STATE).unlink(missing_ok=True)
 
 
 def _leave(partial: Path, work: dict[str, Any] | None, error: BaseException) -> bool:
@@ -200,7 +209,7 @@ def _prepare(partial: Path, work: dict[str, Any] | None, resume: bool) -> None:
                 "version; remove it first"
             )
         else:
-            for remains in partial.glob(ASIDE):  # of a process that was killed
+            for remains in list(partial.rglob(ASIDE)):  # of a process that was killed
                 remains.unlink()
             write_json(partial / STATE, {WORK: work})
             return

@@ -2,7 +2,7 @@
 
 A process that is killed leaves it behind, without the lock. The next one that writes into the same
 folder removes it, and the unfinished output that it describes, if nobody could continue that one;
-of an output that got its name just before the process died, the state that nobody needs any more.
+of an output that got its name just before the process died, what nobody needs any more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,14 @@ def busy(target: Path) -> OutputError:
     return OutputError(f"{target} is being written by another process; wait for it or cancel it")
 
 
-def sweep_outputs(folder: Path, unfinished: str, state: str) -> None:
+def sweep_outputs(folder: Path, unfinished: str, forget: Callable[[Path], None]) -> None:
     """Remove what dead processes left in a folder: locks of ours that nobody holds, the outputs,
-    still named with the ending `unfinished`, that could not be continued, and the file `state` in
-    the finished ones."""
+    still named with the ending `unfinished`, that could not be continued, and what `forget` removes
+    of a finished one."""
     with suppress(OSError):
         for path in list(folder.glob(".*.lock")):
             with suppress(OSError):
-                _sweep(path, unfinished, state)
+                _sweep(path, unfinished, forget)
 
 
 def _locked(path: Path) -> int | None:
@@ -120,7 +120,7 @@ def _locked(path: Path) -> int | None:
     return None
 
 
-def _sweep(path: Path, unfinished: str, state: str) -> None:
+def _sweep(path: Path, unfinished: str, forget: Callable[[Path], None]) -> None:
     name = path.name[1 : -len(".lock")]
     if name in ("", ".", ".."):
         return  # no output is called that
@@ -138,7 +138,7 @@ def _sweep(path: Path, unfinished: str, state: str) -> None:
         if "token" in entry and _token(partial) == entry["token"]:
             shutil.rmtree(partial)
         if target.is_dir() and not target.is_symlink():
-            (target / state).unlink(missing_ok=True)
+            forget(target)
         path.unlink()
     finally:
         os.close(handle)

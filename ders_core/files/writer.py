@@ -113,17 +113,18 @@ def write_file(
     read: Callable[[str], Iterable[bytes | memoryview]],
     metadata: Mapping[str, str] | None = NO_METADATA,
     *,
+    header_bytes: int = 0,
     sync: bool = True,
     past_cache: bool = True,
 ) -> dict[str, str]:
     """Write one safetensors file, tensor by tensor in the order of `specs`.
 
-    read: yields the bytes of the tensor of that name. metadata: as of `encode_header`. sync: as in
-    `written_aside`. past_cache: as in `written_from`; not for what is read again soon. Returns the
-    hex SHA-256 of each tensor's bytes. Raises OSError.
+    read: yields the bytes of the tensor of that name. metadata: as of `encode_header`.
+    header_bytes: `nbytes` there. sync: as in `written_aside`. past_cache: as in `written_from`; not
+    for what is read again soon. Returns the hex SHA-256 of each tensor's bytes. Raises OSError.
     """
     checksums: dict[str, str] = {}
-    header = encode_header(specs, metadata)
+    header = encode_header(specs, metadata, header_bytes)
     size = len(header) + sum(spec.nbytes for spec in specs.values())
     with ExitStack() as stack:
         aside = stack.enter_context(written_aside(path, sync=sync))

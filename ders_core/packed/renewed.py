@@ -12,7 +12,7 @@ from ders_core.later import torch
 from ders_core.packed.manifest import Source
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.packed.stacks import PackedGroup
-from ders_core.packed.writer import UNKNOWN, PackedContents, TensorBytes
+from ders_core.packed.writer import UNKNOWN, PackedContents, PackedFile, TensorBytes
 from ders_core.recipe import Recipe
 
 
@@ -27,7 +27,8 @@ def renewed(
     and shape, and tensors that the original does not have. Each is carried as it is: a tensor that
     was coded no longer is, nor are biases a part of their group. settings: entries of config.json.
     With either, the original is no longer on a disk, so nothing is said of how far weights are from
-    it. Raises CheckpointError for a tensor that the original stores as codes.
+    it. Where all tensors have the names, dtypes and shapes that they had, they lie as they did.
+    Raises CheckpointError for a tensor that the original stores as codes.
     """
     manifest, config = packed.manifest, {**packed.config, **settings}
     if not values and not settings:
@@ -59,6 +60,7 @@ def renewed(
         tensors[name] = Stacked.whole(tensor.detach().cpu().contiguous())
     return PackedContents(
         tensors=tensors,
+        files=_files(packed, tensors),
         groups=groups,
         source=source,
         layout=manifest.layout,
@@ -70,6 +72,17 @@ def renewed(
         encoded=encoded,
         repairs=repairs,
     )
+
+
+def _files(packed: PackedCheckpoint, tensors: Mapping[str, TensorBytes]) -> list[PackedFile]:
+    """The weight files as they are; none if these tensors do not fit into them."""
+    before = packed.store.tensors
+    if {name: tensor.spec for name, tensor in tensors.items()} != packed.store.specs:
+        return []
+    return [
+        PackedFile(names, min((before[name].begin for name in names), default=0))
+        for names in packed.store.files.values()
+    ]
 
 
 def _source(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ders_core.compute.progress import Advance, counted, uncounted
 from ders_core.files.model_files import IMPORT_FIRST, INDEX, NAMED, index_name
@@ -16,6 +16,7 @@ from ders_core.files.writer import (
     METADATA,
     Specs,
     file_bytes,
+    file_names,
     json_text,
     shards,
     write_file,
@@ -80,12 +81,21 @@ class PackedDescription:
     """What was trained after the packing."""
 
 
+class PackedFile(NamedTuple):
+    """A weight file. names: of its tensors, in their order. header: its bytes at least."""
+
+    names: Sequence[str]
+    header: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackedContents(PackedDescription):
     """Everything that a packed checkpoint holds, before a byte of it is written."""
 
     tensors: Mapping[str, TensorBytes]
-    """Shards are filled in this order; within a shard, wide dtypes come first, then names."""
+    files: Sequence[PackedFile] = ()
+    """Without any, shards are filled in the order of `tensors`; within a shard, wide dtypes come
+    first, then names."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +120,19 @@ def write_packed(
     advance: counts the bytes of tensors as they are written. check: called with every tensor of a
     weight file once the file is written. Raises what `check` and the tensors' `raw` raise.
     """
-    files = shards({name: tensor.spec for name, tensor in contents.tensors.items()})
+    specs_of = {name: tensor.spec for name, tensor in contents.tensors.items()}
+    parts = contents.files or [PackedFile([*specs], 0) for specs in shards(specs_of).values()]
+    files = dict[str, Specs]()
     checksums: dict[str, str] = {}
-    for file, specs in files.items():
+    for file, part in zip(file_names(len(parts)), parts, strict=True):
+        files[file] = {name: specs_of[name] for name in part.names}
 
         def read(name: str, file: str = file) -> Iterator[bytes | memoryview]:
             return counted(contents.tensors[name].raw(), advance, f"writing {file}")
 
-        written = write_file(directory / file, specs, read, METADATA)
+        written = write_file(
+            directory / file, files[file], read, METADATA, header_bytes=part.header
+        )
         for name, sha256 in written.items():
             if check is not None:
                 check(name, sha256)

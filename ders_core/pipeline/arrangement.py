@@ -85,7 +85,8 @@ class Tails:
         return {tail.item: (0, tail.begin) for tail in self.tails}
 
     def append(self, ends: Ends, specs: Specs) -> tuple[dict[str, Place], Ends]:
-        """The places of a group's tensors behind `ends`, and where they end."""
+        """The places of a group's tensors behind `ends`, and where they end. Each must be of an
+        item size that has a tail."""
         places, after = dict[str, Place](), dict(ends)
         for tail in self.tails:
             those = _of_item(specs, tail.item)
@@ -96,6 +97,8 @@ class Tails:
                 places[name] = Place(tail.file(number), position)
                 position += spec.nbytes
             after[tail.item] = number, position
+        if len(places) != len(specs):
+            raise AssertionError(f"no place for {sorted(specs.keys() - places.keys())}")
         return places, after
 
 
@@ -173,7 +176,8 @@ class Arrangement(Generic[K]):
         """The room that copying takes beside the output: of a small group at a time, where
         processes end in another order, or of a small output."""
         sizes = [bytes_of(specs) for specs in self.variable.values()]
-        if len(self.tails.tails) > 1:
+        first = {file.name for file in self.fixed} | {tail.first for tail in self.tails.tails}
+        if len(self.fixed) <= 1 < len(first):  # they may be joined
             sizes.append(self.most_bytes())
         return max((min(nbytes, most_small()) for nbytes in sizes), default=0)
 

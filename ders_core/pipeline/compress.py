@@ -29,7 +29,7 @@ from ders_core.files.address import hub_name
 from ders_core.files.checksum import file_checksum
 from ders_core.files.content import headers_hash
 from ders_core.files.inputs import check_inputs, held_files, unchanged_inputs
-from ders_core.files.output import new_target, output_directory
+from ders_core.files.output import bytes_below, check_room, new_target, output_directory
 from ders_core.files.side_files import SideFile, local_bytes
 from ders_core.files.tensor import FileTensor
 from ders_core.packed.manifest import FORMAT_VERSION, Encoded, Source, public_recipe
@@ -115,6 +115,8 @@ def compress(
                 f"{staging.damaged} groups are not as they were written: to be encoded again"
             )
         renewed = _discard_outdated(source, plan, staging, meter)
+        if resume:  # without what is discarded
+            check_room(partial.parent, needs - bytes_below(partial))
         staging.stage_behind_gaps()
         _encode_groups(source, plan, staging, device, run, runner, meter)
         groups = staging.read(plan.keys)
@@ -129,7 +131,6 @@ def compress(
         files, checksums = complete(staging, readers, groups, run, meter)
         written = finish_packed(partial, description, files, checksums)
         meter.finish("written")
-        staging.remove()
     entries, others = _reports(plan, groups)
     seconds, kl = time.monotonic() - started, _predicted(recipe, entries, others)
     return Report(

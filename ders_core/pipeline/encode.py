@@ -310,6 +310,8 @@ def _write(
             placed.append_all({part: tensor})
         else:
             variable[name] = tensor
+    if variable and task.is_placed:
+        raise AssertionError(f"no place for {sorted(variable)}")
     appended, checksums = write_variable(Path(task.staged), variable, task.behind)
     return placed.nbytes + bytes_of(appended.specs), appended, placed.checksums() | checksums
 

@@ -105,6 +105,7 @@ class StagedGroup:
     def discard(self) -> None:
         """Forget that the group is finished, so that it is encoded again."""
         self.note.unlink()
+        staged_of(self.note).unlink(missing_ok=True)
 
     def check(self, name: str, sha256: str) -> None:
         """Compare a tensor as it lies on the disk with what was encoded: groups are not synced, so

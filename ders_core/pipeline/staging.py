@@ -13,7 +13,6 @@ that was killed in the end get their names back.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +21,7 @@ from ders_core.errors import CheckpointError
 from ders_core.files.header import read_header
 from ders_core.files.in_place import finish, laid_out, reserve
 from ders_core.files.model_files import INDEX, SUFFIX
+from ders_core.files.output import GROUPS_FOLDER
 from ders_core.files.sealed import read_sealed, write_sealed
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import METADATA, Specs, file_names, write_file
@@ -30,8 +30,6 @@ from ders_core.pipeline.arrangement import Arrangement, Place
 from ders_core.pipeline.notes import note_of, read_note, staged_of
 from ders_core.pipeline.plan import Key
 from ders_core.pipeline.staged_group import StagedGroup
-
-DIRECTORY = ".ders-groups"
 
 NAMES = "names.released"
 """Tells which weight file is which of the files that were not finished; not a note."""
@@ -42,7 +40,7 @@ class Staging:
 
     def __init__(self, partial: Path, arrangement: Arrangement[Key]) -> None:
         self._partial = partial
-        self._directory = partial / DIRECTORY
+        self._directory = partial / GROUPS_FOLDER
         self._directory.mkdir(exist_ok=True)
         self._arrangement = arrangement
         self._before = dict(zip(list(arrangement.variable)[1:], arrangement.variable, strict=False))
@@ -76,11 +74,15 @@ class Staging:
         return places
 
     def _sweep(self) -> int:
-        """Remove notes that are damaged or do not fit their group's tensors; how many they were."""
+        """Remove notes that are damaged or do not fit their group's tensors, and staged files
+        without a note; how many notes they were."""
         notes = list(self._directory.glob("*.json"))
         damaged = [note for note in notes if not self._is_whole(note)]
         for note in damaged:
             note.unlink()
+        for staged in list(self._directory.glob(f"*{SUFFIX}")):
+            if not note_of(staged).is_file():
+                staged.unlink()
         return len(damaged)
 
     def _is_whole(self, note: Path) -> bool:
@@ -185,6 +187,3 @@ class Staging:
         written = write_file(path, specs, lambda name: tensors[name].raw(), METADATA)
         for name in written.keys() & owners.keys():
             owners[name].check(name, written[name])
-
-    def remove(self) -> None:
-        shutil.rmtree(self._directory)

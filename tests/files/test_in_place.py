@@ -86,6 +86,16 @@ def test_tensors_are_appended_where_the_header_has_room(tmp_path: Path) -> None:
     assert read_header(path)[0] == {name: places[name] for name in loaded}
 
 
+def test_a_header_without_room_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    reserve(path, SPECS, METADATA, 1000)
+    before = path.read_bytes()
+    more = {f"long name {number}": TensorSpec(Dtype.U8, (1,)) for number in range(50)}
+    with pytest.raises(AssertionError, match="room for 1000"):
+        finish(path, {**SPECS, **more}, METADATA, 1000)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("count", [4, 6])
 def test_a_tensor_of_another_length_is_a_fault(tmp_path: Path, count: int) -> None:
     path = tmp_path / "a.safetensors"

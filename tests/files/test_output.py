@@ -23,6 +23,7 @@ from ders_core.errors import (
 )
 from ders_core.files.directory import new_directory
 from ders_core.files.output import (
+    GROUPS_FOLDER,
     STATE,
     new_file,
     new_target,
@@ -68,6 +69,8 @@ def test_it_appears_when_the_block_ends(tmp_path: Path) -> None:
     out = tmp_path / "below" / "out"
     with output_directory(out, work=WORK) as partial:
         (partial / "a").write_text("x")
+        (partial / GROUPS_FOLDER).mkdir()
+        (partial / GROUPS_FOLDER / "note").write_text("only to continue from")
         assert not out.exists()
         assert partial == partial_path(out)
     assert names(out) == ["a"]
@@ -83,11 +86,14 @@ def test_interrupted_work_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
     interrupt(out, "a", ".b.host-1.tmp")
     assert names(tmp_path) == ["out.partial"]
+    (partial_path(out) / "below").mkdir()
+    (partial_path(out) / "below" / ".c.host-1.tmp").touch()
     assert "--resume" in refusal(out, work=WORK)
     with output_directory(out, work=WORK, resume=True) as partial:
-        assert names(partial) == [STATE, "a"]  # the file that a killed process left is gone
+        assert names(partial) == [STATE, "a", "below"]  # what a killed process left is gone
+        assert names(partial / "below") == []
         (partial / "b").write_text("y")
-    assert names(out) == ["a", "b"]
+    assert names(out) == ["a", "b", "below"]
 
 
 @pytest.mark.parametrize("state", [json.dumps({"recipe": "three"}), "{", "[]", None])

@@ -26,7 +26,7 @@ from support.shell import ders
 from ders_core.errors import OutputError
 from ders_core.files.aside import sweep_asides
 from ders_core.files.directory import filled_directory, new_directory, replaced_directory
-from ders_core.files.output import STATE, new_file, output_directory, sweep_if_exists
+from ders_core.files.output import GROUPS_FOLDER, STATE, new_file, output_directory, sweep_if_exists
 from ders_core.files.output_lock import MAKER, lock_path
 from ders_core.files.scratch import EMPTY_SECONDS, OWNER, scratch_directory, sweep_scratch
 
@@ -221,12 +221,14 @@ def test_the_state_of_an_output_whose_process_died_right_after_is_removed(
             os.kill(os.getpid(), signal.SIGKILL)
 
         fill(partial)
+        (partial / GROUPS_FOLDER).mkdir()
+        (partial / GROUPS_FOLDER / "note").touch()
         rename, os.rename = os.rename, last  # type: ignore[assignment]
 
     out = tmp_path / "out"
     dead = Holder(lambda: output_directory(out, work={"a": 1}), fill_and_die_once_it_has_its_name)
     dead.end(signal.SIGKILL)
-    assert (names(out), names(tmp_path)) == ([STATE, "shard"], [".out.lock", "out"])
+    assert (names(out), names(tmp_path)) == ([GROUPS_FOLDER, STATE, "shard"], [".out.lock", "out"])
     later(out)
     assert (names(out), names(tmp_path)) == (["shard"], ["out"])
 

@@ -18,7 +18,12 @@ from ders_core.files.spec import TensorSpec
 from ders_core.files.store import TensorStore
 from ders_core.files.writer import file_order
 from ders_core.packed.manifest import Manifest
-from ders_core.packed.writer import PackedContents, source_on_no_disk, write_packed
+from ders_core.packed.writer import (
+    PackedContents,
+    PackedFile,
+    source_on_no_disk,
+    write_packed,
+)
 from ders_core.recipe import Recipe
 
 CONFIG = {"model_type": "mixtral", "num_hidden_layers": 1}
@@ -72,6 +77,17 @@ def test_everything_is_there(out: Path, tmp_path: Path) -> None:
     assert written.bytes_total == store.bytes_total == (out / "model.safetensors").stat().st_size
     assert written.checksums == seen == Manifest.read(out).checksums
     assert sum(counts) == sum(tensor.nbytes for tensor in TENSORS.values())
+
+
+def test_tensors_lie_where_the_contents_say(out: Path) -> None:
+    files = [PackedFile(["b", "a"], 1000), PackedFile(["c"], 0)]
+    written = write_packed(out, contents([], files=files))
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    store = TensorStore.open(out)
+    assert store.files == {names[0]: ("b", "a"), names[1]: ("c",)}
+    assert store.tensors["b"].begin == 1000 > store.tensors["c"].begin
+    assert all(torch.equal(store.tensors[name].read(), t) for name, t in TENSORS.items())
+    assert list(Manifest.read(out).checksums) == list(written.checksums) == ["b", "a", "c"]
 
 
 def test_a_source_on_no_disk_gets_the_identity_that_it_would_have(

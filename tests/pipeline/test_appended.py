@@ -19,8 +19,10 @@ from support.compress_support import Snapshot, Steps
 from support.held_process import held
 from support.messages import raises_saying
 
+from ders_core.compute.progress import Progress
 from ders_core.compute.tasks import one_by_one
 from ders_core.errors import Cancelled, OutputError
+from ders_core.files.output import GROUPS_FOLDER
 from ders_core.files.store import TensorStore
 from ders_core.files.writer import filled
 from ders_core.packed.open import open_checkpoint
@@ -29,7 +31,6 @@ from ders_core.pipeline import compress as compress_module
 from ders_core.pipeline import own_files
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
-from ders_core.pipeline.staging import DIRECTORY
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
@@ -96,7 +97,7 @@ def test_every_byte_of_a_tensor_is_written_once(
         return pwrite(handle, chunk, position)
 
     def look(done: int, total: int, message: str) -> None:
-        assert not list((tmp_path / "out.partial" / DIRECTORY).glob("*.safetensors"))
+        assert not list((tmp_path / "out.partial" / GROUPS_FOLDER).glob("*.safetensors"))
 
     pwrite = os.pwrite
     monkeypatch.setattr("ders_core.files.past_cache.os.pwrite", spy)
@@ -157,7 +158,7 @@ def test_killed_and_resumed(
     out = tmp_path / "out"
     with held(compress, mixtral_dir, out, recipe(MAIN), word="encoded", times=times):
         pass
-    (file,) = (tmp_path / "out.partial" / DIRECTORY).glob("*.unfinished")
+    (file,) = (tmp_path / "out.partial" / GROUPS_FOLDER).glob("*.unfinished")
     with open(file, "ab") as half:  # a group that was under way
         half.write(bytes(100_000))
     steps = Steps()
@@ -193,11 +194,33 @@ def test_killed_after_the_weight_file_has_its_name(
     assert snapshot(tmp_path / "out") == snapshot(undisturbed)
 
 
+def compress_and_tell(checkpoint: Path, out: Path, recipe: Recipe, *, progress: Progress) -> None:
+    """Tells also when all is written and the disk is to take it up."""
+    name = "ders_core.files.output.sync_tree"
+    pytest.MonkeyPatch().setattr(name, lambda partial: progress(1, 1, "taken up"))
+    compress(checkpoint, out, recipe, progress=progress)
+
+
+@pytest.mark.parametrize("name", [MAIN, WIDE_TOO])
+def test_killed_while_the_disk_takes_up_what_is_written(
+    name: str, mixtral_dir: Path, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    """A large output is synced for minutes."""
+    out = tmp_path / "out"
+    with held(compress_and_tell, mixtral_dir, out, recipe(name), word="taken up", times=1):
+        assert not out.exists()
+    steps = Steps()
+    compress(mixtral_dir, out, recipe(name), resume=True, progress=steps)
+    assert encoded(steps) == 0
+    compress(mixtral_dir, tmp_path / "anew", recipe(name))
+    assert snapshot(out) == snapshot(tmp_path / "anew")
+
+
 def stopped(mixtral_dir: Path, out: Path, groups: int) -> Path:
     """A run that was stopped after so many groups; returns their directory."""
     with pytest.raises(Cancelled):
         compress(mixtral_dir, out, recipe(MAIN), progress=Steps(groups + 1))
-    return out.with_name("out.partial") / DIRECTORY
+    return out.with_name("out.partial") / GROUPS_FOLDER
 
 
 @pytest.mark.parametrize("lost", ["00000-gate", "00000-down", "00001-up"])
@@ -303,7 +326,7 @@ def test_a_small_output_is_compared_while_it_is_copied(
         nonlocal damaged
         if message.startswith("writing") and not damaged:
             damaged = True
-            (file,) = (tmp_path / "out.partial" / DIRECTORY).glob("appended-2-*")
+            (file,) = (tmp_path / "out.partial" / GROUPS_FOLDER).glob("appended-2-*")
             content = bytearray(file.read_bytes())
             content[-1] ^= 1
             file.write_bytes(content)

@@ -73,6 +73,7 @@ def test_each_tensor_has_one_place(fixed: list[Any], groups: list[Any]) -> None:
         assert len(joined) == sum(file.own is None for file in files) == 1
         assert list(joined[0].specs) == list(file_order(joined[0].specs))
         assert joined[0].nbytes < OWN
+        assert joined[0].nbytes <= arranged.most_copied
         return
     assert {file.own for file in files} - {None} == {
         key for key, each in actual.items() if own_files.bytes_of(each) >= OWN
@@ -120,8 +121,10 @@ def test_wide_tensors_follow_fixed_ones_only_where_they_are_aligned(
 ) -> None:
     monkeypatch.setattr(own_files, "OWN_BYTES", 20)
     wide = {"g": {"w": TensorSpec(Dtype.BF16, (5,))}}
-    for odd, files in ((3, 2), (4, 1)):
-        assert len(Arrangement({"a": TensorSpec(Dtype.U8, (odd,))}, wide).files(wide)) == files
+    for odd, files, copied in ((3, 2, 19), (4, 1, 10)):  # two might be small enough for one
+        arranged = Arrangement({"a": TensorSpec(Dtype.U8, (odd,))}, wide)
+        assert len(arranged.files(wide)) == files
+        assert arranged.most_copied == copied
 
 
 def test_a_small_output_is_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +135,12 @@ def test_a_small_output_is_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
     (file,) = arranged.files(variable)
     assert (file.name, file.header, list(file.specs)) == ("", 0, ["b", "w", "a", "s"])
     assert arranged.most_copied == arranged.most_bytes() > file.nbytes
+
+
+def test_a_tensor_of_an_item_size_that_was_not_foreseen_is_a_fault() -> None:
+    tails = Arrangement({}, {"g": {"s": TensorSpec(Dtype.U8, (9,))}}).tails
+    with pytest.raises(AssertionError, match=r"no place for .*'w'"):
+        tails.append(tails.start, {"w": TensorSpec(Dtype.BF16, (5,))})
 
 
 def test_a_place_is_a_tensor_of_a_file(tmp_path: Path) -> None:

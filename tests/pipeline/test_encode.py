@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from ders_core.codecs import Keep, Quantized
+from ders_core.files.dtype import Dtype
 from ders_core.files.header import read_header
+from ders_core.files.spec import TensorSpec
+from ders_core.files.tensor import FileTensor
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
 from ders_core.pipeline.report import ReportEntry
@@ -45,6 +48,14 @@ def test_a_task_arrives_as_it_was_sent(
     files = [tmp_path / f"{name}.safetensors" for name in ("group", "arrived")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert sum(info.nbytes for info in read_header(files[0])[0].values()) == entry.bytes_after
+
+
+def test_a_tensor_without_a_place_is_a_fault(task: EncodeTask, tmp_path: Path) -> None:
+    """It would be staged, and nobody would copy it."""
+    places = {"x": FileTensor("x", TensorSpec(Dtype.U8, (0,)), tmp_path / "x", 0, 0)}
+    with pytest.raises(AssertionError, match=r"no place for .*ders\.up\.weight"):
+        encode(replace(task, recipe=Recipe(name="kept"), places=places))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_address_is_not_shown(task: EncodeTask) -> None:

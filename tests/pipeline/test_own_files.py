@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +20,16 @@ from support.messages import raises_saying
 from ders_core.codecs import Entropy, Lossless
 from ders_core.errors import Cancelled, OutputError
 from ders_core.files.model_files import INDEX
+from ders_core.files.output import GROUPS_FOLDER, bytes_below
 from ders_core.files.sealed import read_sealed, write_sealed
+from ders_core.files.side_files import local_bytes
 from ders_core.files.writer import write_file
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline import appended, own_files
 from ders_core.pipeline import compress as compress_module
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.staging import DIRECTORY, NAMES
+from ders_core.pipeline.plan import arrangement, resolve
+from ders_core.pipeline.staging import NAMES
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe, Rule
@@ -158,7 +163,8 @@ def as_it_is(partial: Path) -> int:
 def one_not_yet_renamed(partial: Path) -> int:
     """The first large group's file has its staged name."""
     os.rename(
-        partial / "model-00002-of-00003.safetensors", partial / DIRECTORY / "00000-down.safetensors"
+        partial / "model-00002-of-00003.safetensors",
+        partial / GROUPS_FOLDER / "00000-down.safetensors",
     )
     return 0
 
@@ -175,13 +181,13 @@ def one_without_a_header(partial: Path) -> int:
 
 def none_known(partial: Path) -> int:
     """Nothing tells which file is which."""
-    (partial / DIRECTORY / NAMES).write_text("{")
+    (partial / GROUPS_FOLDER / NAMES).write_text("{")
     return GROUPS
 
 
 def of_an_earlier_version(partial: Path) -> int:
     """Which staged each group as a file, and all of its tensors in it."""
-    for note in (partial / DIRECTORY).glob("*.json"):
+    for note in (partial / GROUPS_FOLDER).glob("*.json"):
         told = read_sealed(note)
         assert told is not None
         del told["appended"]
@@ -244,7 +250,44 @@ def test_what_another_run_renamed_is_read_back(
     with raises_saying(OutputError, "00000-down", "damaged", "resume"):
         compress(mixtral_dir, tmp_path / "out", RECIPE, resume=True)
     assert not (tmp_path / "out").exists()
+    assert not (partial / GROUPS_FOLDER / "00000-down.safetensors").exists()
     steps = Steps()
     compress(mixtral_dir, tmp_path / "out", RECIPE, resume=True, progress=steps)
     assert encoded(steps) == 1
     assert snapshot(tmp_path / "out") == snapshot(apart)
+
+
+def test_what_a_killed_run_left_takes_no_room(
+    mixtral_dir: Path,
+    apart: Path,
+    tmp_path: Path,
+    snapshot: Snapshot,
+    small_files: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file that was half written, and one that was killed before its note was written."""
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    with pytest.raises(Cancelled):
+        compress(mixtral_dir, out, RECIPE, progress=Steps(4))
+    staged = partial / GROUPS_FOLDER / "00000-down.safetensors"
+    half = partial / GROUPS_FOLDER / ".00001-down.safetensors.host-1.tmp"
+    half.write_bytes(bytes(50_000))
+    staged.with_suffix(".json").unlink()
+    assert staged.stat().st_size >= LARGE
+    source = open_checkpoint(mixtral_dir)
+    plan = resolve(RECIPE, source)
+    needs = plan.bytes_after + arrangement(source, plan).most_copied
+    needs += local_bytes(source.beside.files)
+    free = needs - bytes_below(partial)
+
+    def disk_usage(place: Any) -> SimpleNamespace:
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr("ders_core.files.output.shutil.disk_usage", disk_usage)
+    with raises_saying(OutputError, "free", tmp_path):
+        compress(mixtral_dir, out, RECIPE, resume=True)
+    assert not staged.exists()
+    assert not half.exists()
+    free = needs - bytes_below(partial)
+    compress(mixtral_dir, out, RECIPE, resume=True)
+    assert snapshot(out) == snapshot(apart)
