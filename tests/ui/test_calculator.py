@@ -219,6 +219,8 @@ def test_a_child_takes_over_what_was_begun(functions: Any, tmp_path: Path) -> No
     ):
         process = psutil.Process(int(variables[calculator.HANDED_OVER].split()[1]))
         assert process.cwd() == str(place)
+        while not process.environ():  # the kernel fills it in a moment after the start
+            time.sleep(0.01)
         assert process.environ()["DERS_WORKSPACE"] == str(place)
         child = subprocess.run(
             [sys.executable, "-c", TAKES_OVER],
