@@ -304,9 +304,11 @@ def locked(target: Path) -> Iterator[threading.Event]:
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait()
-    yield free
-    free.set()
-    holder.join()
+    try:
+        yield free
+    finally:
+        free.set()
+        holder.join()
 
 
 def test_a_job_waits_for_the_process_that_died_over_it(
