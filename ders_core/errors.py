@@ -54,6 +54,10 @@ class OutputError(DersError):
     """An output that cannot be written: it exists, is in use, or does not fit on the disk."""
 
 
+class OutputBusy(OutputError):
+    """An output that another process is writing; it may be free later."""
+
+
 class EvaluationError(DersError):
     """Two models that cannot be compared, or a text that is too short to measure anything."""
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ders_core.errors import OutputError
+from ders_core.errors import OutputBusy
 from ders_core.files.flock import is_at, try_lock
 from ders_core.files.untrusted_json import JsonFault, parse_json
 
@@ -61,7 +61,7 @@ def lock_path(target: Path) -> Path:
 
 @contextmanager
 def output_lock(target: Path) -> Iterator[OutputLock]:
-    """Hold the lock of an output. Raises OutputError if another process holds it, OSError if there
+    """Hold the lock of an output. Raises OutputBusy if another process holds it, OSError if there
     can be none."""
     path = lock_path(target)
     handle = _locked(path)
@@ -88,8 +88,8 @@ def is_written(target: Path) -> bool:
         os.close(handle)
 
 
-def busy(target: Path) -> OutputError:
-    return OutputError(f"{target} is being written by another process; wait for it or cancel it")
+def busy(target: Path) -> OutputBusy:
+    return OutputBusy(f"{target} is being written by another process; wait for it or cancel it")
 
 
 def sweep_outputs(folder: Path, unfinished: str, forget: Callable[[Path], None]) -> None:

@@ -96,7 +96,7 @@ class Claim:
         self._end("cancelled", "cancelled")
 
     def release(self) -> None:
-        """Put the job back into the queue, because the worker has to stop."""
+        """Put the job back into the queue, because its process has to stop."""
         with transaction(self.path) as db:
             steps = steps_text(rewound(steps_of(self._check(db)["steps"])))
             db.execute(
@@ -104,7 +104,7 @@ class Claim:
                 " message = 'waiting for a worker to continue' WHERE id = ?",
                 (steps, self.job.id),
             )
-            log_event(db, self.job.id, "info", "put back: the worker was stopped")
+            log_event(db, self.job.id, "info", "put back: its process was asked to stop")
 
     def lose(self, death: Death) -> None:
         """Put the job back into the queue, because the process that did it died; fail it if that
@@ -316,8 +316,8 @@ def _give_up_orphans(db: sqlite3.Connection, dead: list[str], limit: float) -> N
 
 
 def _give_up(db: sqlite3.Connection, job: sqlite3.Row, deaths: list[Death]) -> None:
-    """Fail a job, because what did it died too often."""
-    error = f"its worker died {MAX_LOSSES + 1} times while it ran: {deaths_text(deaths)}"
+    """Fail a job, because its process, the worker or that beside it, died too often."""
+    error = f"its process died {MAX_LOSSES + 1} times while it ran: {deaths_text(deaths)}"
     steps = steps_text(stopped(steps_of(job["steps"]), "failed"))
     db.execute(
         "UPDATE jobs SET state = 'failed', finished = ?, error = ?, message = 'failed',"

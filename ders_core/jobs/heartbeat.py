@@ -18,8 +18,8 @@ INTERVAL = 2.0
 class Heartbeat:
     """Context manager: heartbeats while the block runs; at its end the worker leaves the store.
 
-    `job_id` is reported with the next beat. The thread runs while the main thread waits for the
-    process that does the job.
+    `job_id` is reported with the next beat. The thread runs while the main thread does a job, or
+    waits for the process that does it.
     """
 
     def __init__(self, claims: Claims, interval: float = INTERVAL) -> None:

@@ -2,8 +2,9 @@
 
 Jobs import torch and much else, which a process keeps in memory until it ends. So the worker
 imports none of it and stays small, and a library that crashes ends this process and not the worker.
-The worker sends claims through a pipe; the answer is that the end of the job is in the store. When
-the worker dies, the pipe closes, and this process ends at once: another worker may have the job.
+The worker sends claims through a pipe; the answer, once the end of the job is in the store, is
+whether this process takes another one. When the worker dies, the pipe closes, and this process ends
+at once: another worker may have the job.
 
 python -m ders_core.jobs.job_process --workspace DIR --pipe NUMBER [--scheduler ADDR]
 """
@@ -24,13 +25,13 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 from ders_core.compute.oom import oom_kills
-from ders_core.errors import JobError
+from ders_core.errors import DersError, JobError
 from ders_core.jobs.claims import Claim, TakenOver
 from ders_core.jobs.deaths import Death
 from ders_core.jobs.leftovers import sweep
-from ders_core.jobs.patience import Patience, tell
+from ders_core.jobs.patience import Leaving, Patience, tell
 from ders_core.jobs.perform import InThisProcess, Setting
-from ders_core.jobs.process import package_environment
+from ders_core.jobs.process import package_command, package_environment
 from ders_core.jobs.stop import stop_signals
 from ders_core.jobs.workspace import Workspace
 
@@ -63,9 +64,8 @@ class InChildProcess:
         try:
             missing = self._missing_end(claim)
             if missing is not None:
-                self._setting.patience(missing)
-        except TakenOver as error:
-            tell(error)
+                with suppress(TakenOver):  # the child may have written the end, and then ended
+                    self._setting.patience(missing)
         except BaseException:
             self.close()
             with suppress(JobError, TakenOver):
@@ -122,7 +122,7 @@ class _Child:
         """Raises OSError if it cannot be started."""
         self._pipe, theirs = Pipe()
         with theirs:
-            command = [sys.executable, "-m", "ders_core.jobs.job_process"]
+            command = package_command("ders_core.jobs.job_process")
             command += ["--workspace", str(workspace.path), "--pipe", str(theirs.fileno())]
             command += ["--scheduler", scheduler] if scheduler else []
             try:
@@ -147,9 +147,14 @@ class _Child:
             self._pipe.send(claim)
 
     def has_answered(self) -> bool:
-        """Wait a moment for the answer. Raises _Ended."""
+        """Wait a moment for the answer. Raises _Ended, also if the child takes no other job."""
+        lives = self.lives  # before the look: a child that has ended may have answered
         with self._ending():
-            return self._pipe.poll(LOOK) and bool(self._pipe.recv())
+            has_answered = self._pipe.poll(LOOK)
+            stays = bool(self._pipe.recv()) if has_answered else lives
+        if not stays:
+            raise _Ended(self.end())
+        return has_answered
 
     def stop(self) -> None:
         """Ask it to put its job back."""
@@ -173,24 +178,33 @@ class _Child:
 
 
 def serve(claimed: Claimed, pipe: Connection, workspace: Workspace, scheduler: str | None) -> None:
-    """Do each job that is claimed, and answer, until SIGTERM or SIGINT."""
-    with stop_signals() as stop:
+    """Do each job that is claimed, and answer, until SIGTERM or SIGINT.
+
+    Raises JobError if the store is damaged, of another version, or removed.
+    """
+    with stop_signals() as stop, suppress(Leaving):
         doer = InThisProcess(Setting(workspace, scheduler, stop, Patience(workspace, stop)))
         while not stop.asked:
             with suppress(queue.Empty):
                 doer.do(claimed.get(timeout=LOOK))
-                pipe.send(True)
+                pipe.send(not stop.asked)
 
 
 def listen(pipe: Connection, claimed: Claimed) -> None:
-    """Pass on what the worker sends, and end this process when the worker is gone."""
-    with suppress(EOFError, OSError):
-        while True:
-            claimed.put(pipe.recv())
-    os._exit(1)
+    """Pass on what the worker sends. End this process when the worker is gone, or sends what cannot
+    be read here, as after an update of this package while the worker runs."""
+    try:
+        with suppress(EOFError, OSError):
+            while True:
+                claimed.put(pipe.recv())
+    except Exception as error:
+        tell(f"error: a job cannot be read: {error!r}; restart the worker")
+    finally:
+        os._exit(1)
 
 
-def main() -> None:
+def main() -> int:
+    """The process; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m ders_core.jobs.job_process")
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--pipe", type=int, required=True)
@@ -200,9 +214,14 @@ def main() -> None:
         faulthandler.enable()  # a library that crashes leaves its place in the log
     workspace, pipe, claimed = Workspace(options.workspace), Connection(options.pipe), Claimed()
     threading.Thread(target=listen, args=(pipe, claimed), daemon=True).start()
-    sweep(workspace)
-    serve(claimed, pipe, workspace, options.scheduler)
+    try:
+        sweep(workspace)
+        serve(claimed, pipe, workspace, options.scheduler)
+    except DersError as error:
+        tell(f"error: {error}")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

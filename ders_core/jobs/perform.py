@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ders_core.errors import Cancelled, DersError, JobError
+from ders_core.errors import Cancelled, DersError, JobError, OutputBusy
 from ders_core.files.place_errors import system_error, write_error
 from ders_core.jobs.claims import Claim, TakenOver
 from ders_core.jobs.context import Released, TaskContext
-from ders_core.jobs.kind import KINDS, Kind
+from ders_core.jobs.job import Job
+from ders_core.jobs.kind import KINDS, Kind, Result
 from ders_core.jobs.patience import Patience, tell
 from ders_core.jobs.stop import Stop
 from ders_core.jobs.workspace import Workspace
+
+BUSY_SECONDS = 60.0
+"""How long a job that was begun before waits for an output that is locked. The process that died
+over it holds the lock until its memory is freed, which may be many gigabytes."""
+
+BUSY_PAUSE = 0.5
+"""Seconds between two tries to use it."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,7 @@ class InThisProcess:
 def _outcome(claim: Claim, context: TaskContext) -> Callable[[], None]:
     """Do one job; returns what writes its end to the store. Raises TakenOver."""
     try:
-        kind = _kind(claim.job.kind)
-        result = kind.run(context, kind.parse(claim.job.spec)).to_json()
+        result = _result(claim.job, context).to_json()
     except TakenOver:
         raise
     except Released:
@@ -73,6 +81,22 @@ def _outcome(claim: Claim, context: TaskContext) -> Callable[[], None]:
         claim.release()
         raise
     return partial(claim.complete, result)
+
+
+def _result(job: Job, context: TaskContext) -> Result:
+    """What a job comes to. Raises what its kind raises."""
+    kind = _kind(job.kind)
+    spec = kind.parse(job.spec)
+    until = time.monotonic() + (BUSY_SECONDS if job.attempt > 1 else 0.0)
+    while True:
+        try:
+            result: Result = kind.run(context, spec)
+            return result
+        except OutputBusy:
+            if time.monotonic() >= until:
+                raise
+        context.progress(0, 0, "waiting until the process before this one has let go of the output")
+        time.sleep(BUSY_PAUSE)
 
 
 def _kind(name: str) -> Kind[Any, Any]:

@@ -38,8 +38,8 @@ def start_worker_process(
     """
     store = JobStore(workspace.store_path)
     worker_id = uuid.uuid4().hex
-    command = [sys.executable, "-m", "ders_core.jobs.worker", "--workspace", str(workspace.path)]
-    command += ["--id", worker_id]
+    command = package_command("ders_core.jobs.worker")
+    command += ["--workspace", str(workspace.path), "--id", worker_id]
     command += ["--scheduler", scheduler] if scheduler else []
     try:
         private_directory(workspace.logs)
@@ -95,6 +95,12 @@ def _note_ends(store: JobStore) -> None:
             with suppress(JobError):  # then nobody knows
                 Claims(store.path, _ids.pop(process.pid, "")).note_end(status)
             _started.remove(process)
+
+
+def package_command(module: str) -> list[str]:
+    """What starts a module of this package. Nothing is imported from the current directory: it may
+    be a model's, with files of anybody in it."""
+    return [sys.executable, "-P", "-m", module]
 
 
 def package_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -25,7 +25,7 @@ import psutil
 
 from ders_core.compute.progress import Progress, quiet
 from ders_core.errors import Cancelled, DersError
-from ders_core.jobs.process import package_environment
+from ders_core.jobs.process import package_command, package_environment
 
 R = TypeVar("R")
 
@@ -195,7 +195,7 @@ class _Calculator:
         with theirs:
             process = psutil.Popen(
                 [
-                    *(sys.executable, "-m", "ders_core.ui.calculator"),
+                    *package_command("ders_core.ui.calculator"),
                     *(str(theirs.fileno()), str(IDLE_SECONDS)),
                 ],
                 pass_fds=[theirs.fileno()],

@@ -5,28 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import BrowserContext, expect
-from support.browsing import drawn, type_into
+from playwright.sync_api import BrowserContext, Locator, expect
+from support.browsing import COMPUTED, drawn, settled, type_into
 from support.studio_process import Studio
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(3600)]
 
 
+def check_short_clicks(field: Locator, link: Locator, there: str, here: str) -> None:
+    """Playwright lets no time pass between press and release. there: the page of the link; here:
+    that of the field."""
+    page = field.page
+    for text in ("once", "twice", "three times"):
+        type_into(field, text)
+        link.click()
+        expect(page.get_by_role("heading", name=there, exact=True)).to_be_visible()
+        settled(page)
+        expect(field).to_have_count(0)
+        page.get_by_test_id("stTopNavLink").get_by_text(here, exact=True).click()
+        expect(field).to_have_value(text)
+
+
 def test_a_short_click_right_after_typing_leads_on_and_the_text_stays(
     visit: Callable[..., BrowserContext], studio: Studio
 ) -> None:
-    """Playwright lets no time pass between press and release."""
     page = visit().new_page()
     drawn(page, f"{studio.address}/playground")
     prompt = page.get_by_role("textbox", name="Prompt")
-    links = page.get_by_test_id("stTopNavLink")
-    for text in ("once", "twice", "three times"):
-        type_into(prompt, text)
-        links.get_by_text("Upcycle", exact=True).click()
-        expect(page.get_by_role("heading", name="Upcycle", exact=True)).to_be_visible()
-        expect(page.get_by_test_id("stApp")).to_have_attribute(
-            "data-test-script-state", "notRunning"
-        )
-        expect(prompt).to_have_count(0)
-        links.get_by_text("Playground", exact=True).click()
-        expect(prompt).to_have_value(text)
+    link = page.get_by_test_id("stTopNavLink").get_by_text("Upcycle", exact=True)
+    check_short_clicks(prompt, link, "Upcycle", "Playground")
+
+
+def test_a_link_within_the_page_waits_for_the_text_too(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    page = visit().new_page()
+    page.goto(studio.address)
+    page.get_by_role("button", name="Try the demo").click()
+    expect(page.get_by_text("Colour of the map").first).to_be_visible(timeout=COMPUTED)
+    drawn(page, f"{studio.address}/recipe")
+    name = page.locator(".st-key-recipe_name input")
+    link = page.get_by_test_id("stPageLink-NavLink").get_by_text("Run it", exact=True)
+    check_short_clicks(name, link, "Runs", "Recipe")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from support.accessibility import OF_COLOURS, grave_findings
-from support.browsing import COMPUTED, drawn, type_into
+from support.browsing import COMPUTED, drawn, settled, type_into
 from support.ended_jobs import add_ended
 from support.job_waits import wait_for_job
 from support.studio_process import Studio
@@ -98,7 +98,8 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
 
     # A click on the map of pairs chooses its row and column, in the order of the tree beside it.
     cells = page.locator(".st-key-similarity .nsewdrag[data-subplot=xy]")
-    expect(cells).to_have_count(1)
+    settled(page)
+    expect(cells).to_have_count(1)  # the one of the other projection is gone
     cells.click(position={"x": 9, "y": 120})  # the first column, and the third of eight rows
     layer = int(re.findall(r"[?&]layer=(\d+)", page.url)[0])
     order = analysis.expert_tree(layer, "up").order

@@ -145,6 +145,9 @@ def test_an_older_store_is_brought_up_to_date(workspace: Workspace) -> None:
     store = JobStore(workspace.store_path)
     assert [job.title for job in store.list()] == ["old"]
     assert store.workers()[0].ended is None
+    with connection(store.path) as db:
+        columns = [row["name"] for row in db.execute("PRAGMA table_info(workers)")]
+    assert "devices" not in columns
 
 
 # A full disk under the job store

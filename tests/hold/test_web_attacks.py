@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
-from support.browsing import PATIENCE, chromium, visits
+from support.browsing import PATIENCE, chromium, settled, visits
 from support.hostile_workspace import LONG_NAME, NAME, RECIPE, hostile_workspace
 from support.job_waits import wait_for_job
 from support.studio_process import Studio, running_studio
@@ -240,22 +240,16 @@ def visit(browser: Browser, studio: Studio) -> Iterator[Callable[..., BrowserCon
         yield new_context
 
 
-def settled(page: Page, name: str) -> str:
+def text_of(page: Page, name: str) -> str:
     """The text of a page and of its fields, once it is drawn."""
     link = page.get_by_test_id("stTopNavLink").get_by_text(name, exact=True)
     link.click(delay=100)
     expect(page).to_have_url(
         re.compile(rf"/{name.lower() if name != 'Checkpoint' else ''}(\?.*)?$")
     )
-    drawn(page)
+    settled(page)
     fields: list[str] = page.locator("input").evaluate_all("all => all.map(one => one.value)")
     return " ".join([page.locator("body").inner_text(), *fields]).replace("\n", " ")
-
-
-def drawn(page: Page) -> None:
-    """Wait until the page is drawn."""
-    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
-    expect(page.locator("[data-stale=true]")).to_have_count(0)
 
 
 def foreign(addresses: list[str]) -> list[str]:
@@ -293,7 +287,7 @@ def test_foreign_names_are_shown_as_they_are(
     page.on("request", lambda request: asked.append(request.url))
     page.goto(studio.address)
     for name in PAGES:
-        text = settled(page, name)
+        text = text_of(page, name)
         assert not [words for words in SIDEBAR if words not in text], name
         assert EXPECTED.get(name, LONG_NAME) in text, name
         is_text_alone(page, name)
@@ -314,10 +308,10 @@ def test_a_repair_is_started_among_foreign_names(
     of it: the packed checkpoint is gone."""
     page = visit(viewport={"width": 1280, "height": 900}).new_page()
     page.goto(studio.address)
-    settled(page, "Runs")
+    text_of(page, "Runs")
     before = {job.id for job in studio.store.list(kind="repair")}
     page.get_by_role("button", name="Repair…").first.click()
-    drawn(page)
+    settled(page)
     form = page.get_by_test_id("stPopoverBody")
     expect(form.get_by_test_id("stMultiSelect")).to_contain_text("scales")  # all of it is there
 
@@ -326,7 +320,7 @@ def test_a_repair_is_started_among_foreign_names(
         texts.fill(str(text))
         texts.blur()
         expect(form.get_by_test_id("stAlert")).to_have_count(0)  # what stands below it moves up
-        drawn(page)
+        settled(page)
         form.get_by_role("button", name="Repair", exact=True).click(delay=100)
 
     start(studio.workspace / LONG_NAME)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import queue
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib import import_module
+from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from support.jobs_support import FAST_RECIPE, SLOW_RECIPE, contents, wait_for
 
+from ders_core.errors import JobError
+from ders_core.files.output_lock import output_lock
 from ders_core.jobs import JobStore, Workspace, start_worker_process
-from ders_core.jobs.claims import MAX_LOSSES, Claims, TakenOver
+from ders_core.jobs.claims import MAX_LOSSES, Claim, Claims, TakenOver
 from ders_core.jobs.deaths import Death
-from ders_core.jobs.job_process import IDLE_SECONDS, InChildProcess
-from ders_core.jobs.patience import Patience
-from ders_core.jobs.perform import Setting
+from ders_core.jobs.job_process import IDLE_SECONDS, InChildProcess, serve
+from ders_core.jobs.patience import Leaving, Patience
+from ders_core.jobs.perform import InThisProcess, Setting
 from ders_core.jobs.stop import Stop
 from ders_core.jobs.worker import run_worker
 from ders_core.pipeline.compress import compress
@@ -49,6 +56,38 @@ def worker_process(workspace: Workspace) -> Iterator[int]:
         worker.wait()
 
 
+@contextmanager
+def child_of(workspace: Workspace) -> Iterator[InChildProcess]:
+    stop = Stop()
+    with closing(InChildProcess(Setting(workspace, None, stop, Patience(workspace, stop)))) as doer:
+        yield doer
+
+
+def claimed(store: JobStore) -> Claim:
+    """A new job that is claimed."""
+    store.submit("analyze", {"checkpoint": "/m"}, "Look")
+    claims = Claims(store.path, "worker")
+    claims.beat(None, 0, 0.0)
+    claim = claims.claim()
+    assert claim is not None
+    return claim
+
+
+def log_of(store: JobStore, number: int) -> str:
+    return " / ".join(event.message for event in store.events(number))
+
+
+@pytest.fixture
+def ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In place of Python, a program that leaves a process behind and ends with status 3."""
+    program, left = tmp_path / "ends", tmp_path / "left"
+    program.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {left}\nexit 3\n")
+    program.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(program))
+    yield
+    psutil.Process(int(left.read_text())).kill()
+
+
 def test_the_worker_imports_no_torch_and_two_jobs_in_a_row_import_it_once(
     workspace: Workspace, store: JobStore, small_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -73,12 +112,10 @@ def test_the_worker_imports_no_torch_and_two_jobs_in_a_row_import_it_once(
 def test_a_process_without_jobs_ends_and_the_next_job_gets_another(
     workspace: Workspace, store: JobStore, tmp_path: Path
 ) -> None:
-    stop = Stop()
     claims = Claims(store.path, "worker")
     claims.beat(None, 0, 0.0)
-    setting = Setting(workspace, None, stop, Patience(workspace, stop))
     seen = set()
-    with closing(InChildProcess(setting)) as doer:
+    with child_of(workspace) as doer:
         for name in ("one", "two"):
             number = submit_run(store, tmp_path / name, FAST_RECIPE)
             claim = claims.claim()
@@ -104,8 +141,7 @@ def test_a_process_that_crashes_costs_no_worker(
         (child,) = children_of(pid)
         child.send_signal(signal.SIGSEGV)
         wait_for(lambda: store.get(number).attempt == 2)
-        log = " / ".join(event.message for event in store.events(number))
-        assert "its process died: killed by SIGSEGV (a library crashed)" in log
+        assert "died: killed by SIGSEGV (a library crashed)" in log_of(store, number)
         wait_for(lambda: store.get(number).state == "done")
         assert psutil.pid_exists(pid)
     assert "Fatal Python error: Segmentation fault" in (workspace.logs / "worker.log").read_text()
@@ -141,7 +177,7 @@ def test_a_job_whose_processes_die_again_and_again_fails(store: JobStore) -> Non
     assert claims.claim() is None
     job = store.get(number)
     assert job.state == "failed"
-    assert f"died {MAX_LOSSES + 1} times" in (job.error or "")
+    assert f"its process died {MAX_LOSSES + 1} times" in (job.error or "")
     assert "SIGSEGV" in (job.error or "")
     log = [event.message for event in store.events(number)]
     assert sum("its process died: killed by SIGSEGV" in line for line in log) == MAX_LOSSES
@@ -156,6 +192,154 @@ def test_a_process_that_cannot_be_started_is_a_sentence_of_the_job(
     job = store.get(number)
     assert job.state == "failed"
     assert "no_python" in (job.error or "")
+
+
+def test_a_process_that_is_asked_to_end_costs_no_attempt(
+    workspace: Workspace, store: JobStore, slow_checkpoint: Path
+) -> None:
+    with worker_process(workspace) as pid:
+        number = submit_run(store, slow_checkpoint, SLOW_RECIPE)
+        wait_for(lambda: store.get(number).done >= 2)
+        (child,) = children_of(pid)
+        child.terminate()
+        wait_for(lambda: store.get(number).state == "done")
+        assert not child.is_running()
+    assert store.get(number).attempt == 2
+    log = log_of(store, number)
+    assert "asked to stop" in log
+    assert "died" not in log
+
+
+def test_a_process_that_cannot_read_its_job_ends(
+    workspace: Workspace, store: JobStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    claim = claimed(store)
+    with child_of(workspace) as doer:
+        doer.do(Unreadable(claim.path, claim.job))
+    assert "no_such_module" in capfd.readouterr().err
+    assert store.get(claim.job.id).state == "queued"
+    assert "died: with exit status 1" in log_of(store, claim.job.id)
+
+
+class Unreadable(Claim):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, ("no_such_module",)
+
+
+@pytest.mark.usefixtures("ends_at_once")
+def test_a_process_that_ended_is_seen_though_another_one_holds_its_pipe(
+    workspace: Workspace, store: JobStore
+) -> None:
+    claim = claimed(store)
+    with child_of(workspace) as doer:
+        doer.do(claim)
+    assert store.get(claim.job.id).state == "queued"
+    assert "died: with exit status 3" in log_of(store, claim.job.id)
+
+
+@pytest.mark.usefixtures("ends_at_once")
+def test_a_process_that_ended_after_its_job_is_no_loss(
+    workspace: Workspace, store: JobStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    claim = claimed(store)
+    claim.complete({})
+    with child_of(workspace) as doer:
+        doer.do(claim)
+    assert store.get(claim.job.id).state == "done"
+    assert capfd.readouterr().err == ""
+
+
+def test_a_broken_store_ends_the_process_with_one_line(
+    workspace: Workspace, store: JobStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.sqlite"
+    broken.write_text("no database " * 100)
+    with child_of(workspace) as doer, pytest.raises(JobError, match="not a database"):
+        doer.do(Claim(broken, claimed(store).job))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "not a database" in line
+
+
+def test_a_stop_while_the_store_cannot_be_used_is_no_error(
+    workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(self: InThisProcess, claim: Claim) -> None:
+        raise Leaving
+
+    monkeypatch.setattr(InThisProcess, "do", leave)
+    jobs: queue.SimpleQueue[Claim] = queue.SimpleQueue()
+    jobs.put(claimed(store))
+    near, far = Pipe()
+    with near, far:
+        serve(jobs, far, workspace, None)
+        assert not near.poll()
+
+
+def test_nothing_is_imported_from_the_current_directory(
+    workspace: Workspace, store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a model's, with files of anybody in it."""
+    imported = tmp_path / "imported"
+    (tmp_path / "queue.py").write_text(f"open({str(imported)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    number = submit_run(store, tmp_path / "nowhere", FAST_RECIPE)
+    with worker_process(workspace):
+        wait_for(lambda: store.get(number).state == "failed" or imported.exists())
+    assert not imported.exists()
+    assert "nowhere" in (store.get(number).error or "")
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[threading.Event]:
+    """Another thread holds the lock of an output until the event is set."""
+    target.parent.mkdir(parents=True)
+    held, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with output_lock(target):
+            held.set()
+            free.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        yield free
+    finally:
+        free.set()
+        holder.join()
+
+
+def test_a_job_waits_for_the_process_that_died_over_it(
+    workspace: Workspace, store: JobStore, small_checkpoint: Path
+) -> None:
+    """The first attempt does not: another process writes the output then."""
+    number = submit_run(store, small_checkpoint, FAST_RECIPE)
+    with locked(workspace.run_dir(number) / "packed") as free:
+        run_worker(workspace, stop_when_idle=True)
+        assert "being written by another process" in (store.get(number).error or "")
+        store.resume(number)
+        worker = threading.Thread(
+            target=run_worker, args=(workspace,), kwargs={"stop_when_idle": True}
+        )
+        worker.start()
+        wait_for(lambda: "waiting until the process" in store.get(number).message)
+        free.set()
+        worker.join()
+        assert store.get(number).state == "done"
+
+
+def test_a_job_waits_for_an_output_no_longer_than_a_minute(
+    workspace: Workspace, store: JobStore, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ders_core.jobs.perform.BUSY_SECONDS", 0.6)
+    number = submit_run(store, small_checkpoint, FAST_RECIPE)
+    with locked(workspace.run_dir(number) / "packed"):
+        for _ in range(2):
+            run_worker(workspace, stop_when_idle=True)
+            assert "being written by another process" in (store.get(number).error or "")
+            store.resume(number)
 
 
 def job_processes(workspace: Workspace) -> list[int]:

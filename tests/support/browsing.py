@@ -60,9 +60,15 @@ def chromium() -> Iterator[Browser]:
 def drawn(page: Page, address: str) -> None:
     """Go to an address, and wait until its page is drawn."""
     page.goto(address)
+    settled(page)
+    expect(page.get_by_test_id("stSidebar").get_by_text("Worker")).to_be_attached()
+
+
+def settled(page: Page) -> None:
+    """Wait until the page is drawn to its end, and nothing of an earlier draw is left."""
     app = page.get_by_test_id("stApp")
     expect(app).to_have_attribute("data-test-script-state", "notRunning")
-    expect(page.get_by_test_id("stSidebar").get_by_text("Worker")).to_be_attached()
+    expect(page.locator("[data-stale=true]")).to_have_count(0)
 
 
 def type_into(field: Locator, text: str) -> None:
@@ -72,8 +78,7 @@ def type_into(field: Locator, text: str) -> None:
     what a program has typed by then.
     """
     expect(field).to_be_visible()
-    app = field.page.get_by_test_id("stApp")
-    expect(app).to_have_attribute("data-test-script-state", "notRunning")
+    settled(field.page)
     field.fill(text)
 
 

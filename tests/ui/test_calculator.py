@@ -151,6 +151,17 @@ def test_garbage_is_a_sentence(functions: Any) -> None:
     assert calculate(functions.add, 0, 1)[0] == 1
 
 
+def test_nothing_is_imported_from_the_current_directory(
+    functions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, imported = tmp_path / "model", tmp_path / "imported"
+    place.mkdir()
+    (place / "queue.py").write_text(f"open({str(imported)!r}, 'w')\n")
+    monkeypatch.chdir(place)
+    assert calculate(functions.add, 0, 1)[0] == 1
+    assert not imported.exists()
+
+
 def test_a_process_that_hangs_is_left_and_ended(
     functions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +219,8 @@ def test_a_child_takes_over_what_was_begun(functions: Any, tmp_path: Path) -> No
     ):
         process = psutil.Process(int(variables[calculator.HANDED_OVER].split()[1]))
         assert process.cwd() == str(place)
+        while not process.environ():  # the kernel fills it in a moment after the start
+            time.sleep(0.01)
         assert process.environ()["DERS_WORKSPACE"] == str(place)
         child = subprocess.run(
             [sys.executable, "-c", TAKES_OVER],

@@ -1,5 +1,5 @@
-"""A click on another page's name waits until the server has begun with the text of the field that
-the click leaves.
+"""A click on a link to a page waits until the server has begun with the text of the field that the
+click leaves.
 
 Streamlit tells a field's text in a timer after the field is left, but the page's name at once. A
 press that is shorter, such as a tap, or any press in a busy browser, tells the text last, as of the
@@ -11,6 +11,11 @@ from __future__ import annotations
 
 LONGEST = 1000
 """Milliseconds that a click waits at most: the text may be what the server knows."""
+
+LINKS = ("stTopNavLink", "stTopNavDropdownLink", "stSidebarNavLink", "stPageLink-NavLink")
+"""Streamlit's links to pages: of the navigation, in windows of any width, and of `st.page_link`."""
+
+_SELECTOR = ", ".join(f'[data-testid="{link}"]' for link in LINKS)
 
 SCRIPT = f"""{{
 const fields = 'textarea, input[type="text"], input[type="number"]';
@@ -39,7 +44,7 @@ addEventListener("focusout", () => {{
     timer = setTimeout(goOn, {LONGEST});
 }}, true);
 addEventListener("click", (event) => {{
-    const clicked = event.target.closest('[data-testid="stTopNavLink"]');
+    const clicked = event.target.closest('{_SELECTOR}');
     if (!waits || !clicked || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
     event.stopImmediatePropagation();
