@@ -9,8 +9,8 @@ both before it has begun with either, it forgets the text.
 
 from __future__ import annotations
 
-LONGEST = 1000
-"""Milliseconds that a click waits at most: the text may be what the server knows."""
+LONGEST = 5000
+"""Milliseconds that a click waits at most, for a server that is busy or gone."""
 
 LINKS = ("stTopNavLink", "stTopNavDropdownLink", "stSidebarNavLink", "stPageLink-NavLink")
 """Streamlit's links to pages: of the navigation, in windows of any width, and of `st.page_link`."""
@@ -20,7 +20,7 @@ _SELECTOR = ", ".join(f'[data-testid="{link}"]' for link in LINKS)
 SCRIPT = f"""{{
 const fields = 'textarea, input[type="text"], input[type="number"]';
 const state = "data-test-script-state";
-let typed = false, waits = false, link = null, timer = 0;
+let typed = false, told = "", waits = false, link = null, timer = 0;
 const goOn = () => {{
     begins.disconnect();
     clearTimeout(timer);
@@ -32,12 +32,20 @@ const goOn = () => {{
 const begins = new MutationObserver((changes) => {{
     if (changes.some((change) => change.target.getAttribute(state) === "running")) goOn();
 }});
+const tells = (field) => {{ typed = false; told = field.value; }};
+addEventListener("focusin", (event) => {{
+    if (event.target.matches(fields)) tells(event.target);
+}}, true);
 addEventListener("input", (event) => {{ typed = event.target.matches(fields); }}, true);
-addEventListener("keydown", (event) => {{ if (event.key === "Enter") typed = false; }}, true);
-addEventListener("focusout", () => {{
-    const app = document.querySelector(`[${{state}}]`);
+addEventListener("keydown", (event) => {{
+    const sends = event.target.matches("input") || event.ctrlKey || event.metaKey;
+    if (event.key === "Enter" && sends) tells(event.target);
+}}, true);
+addEventListener("focusout", (event) => {{
+    const app = document.querySelector(`[${{state}}]`), before = told;
     if (!typed || !app) return;
-    typed = false;
+    tells(event.target);
+    if (told === before) return;
     waits = true;
     begins.observe(app, {{attributes: true, attributeFilter: [state]}});
     clearTimeout(timer);
@@ -51,4 +59,5 @@ addEventListener("click", (event) => {{
     link = clicked;
 }}, true);
 }}"""
-"""Enter tells a text without leaving its field."""
+"""Enter, in a field of lines together with Ctrl, tells a text without leaving its field. A text is
+told only if it is another one than before."""
