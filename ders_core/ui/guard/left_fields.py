@@ -1,16 +1,20 @@
-"""A click on a link to a page waits until the server has begun with the text of the field that the
+"""A click on a link to a page waits until the server has taken up the text of the field that the
 click leaves.
 
 Streamlit tells a field's text in a timer after the field is left, but the page's name at once. A
 press that is shorter, such as a tap, or any press in a busy browser, tells the text last, as of the
 page that was left: the server goes back to that page, and the click is lost. If the server hears
-both before it has begun with either, it forgets the text.
+both before it has begun with either, it forgets the text. A run that begins may be of something
+that refreshes itself, while the text waits too: so the click waits until the server rests.
 """
 
 from __future__ import annotations
 
 LONGEST = 5000
 """Milliseconds that a click waits at most, for a server that is busy or gone."""
+
+REST = 250
+"""Milliseconds without a run after which the server rests: what waits begins sooner."""
 
 LINKS = ("stTopNavLink", "stTopNavDropdownLink", "stSidebarNavLink", "stPageLink-NavLink")
 """Streamlit's links to pages: of the navigation, in windows of any width, and of `st.page_link`."""
@@ -20,17 +24,19 @@ _SELECTOR = ", ".join(f'[data-testid="{link}"]' for link in LINKS)
 SCRIPT = f"""{{
 const fields = 'textarea, input[type="text"], input[type="number"]';
 const state = "data-test-script-state";
-let typed = false, told = "", waits = false, link = null, timer = 0;
+let typed = false, told = "", waits = false, link = null, timer = 0, rest = 0;
 const goOn = () => {{
-    begins.disconnect();
+    runs.disconnect();
     clearTimeout(timer);
+    clearTimeout(rest);
     const followed = link;
     waits = false;
     link = null;
     if (followed) followed.click();
 }};
-const begins = new MutationObserver((changes) => {{
-    if (changes.some((change) => change.target.getAttribute(state) === "running")) goOn();
+const runs = new MutationObserver((changes) => {{
+    clearTimeout(rest);
+    if (changes.at(-1).target.getAttribute(state) !== "running") rest = setTimeout(goOn, {REST});
 }});
 const tells = (field) => {{ typed = false; told = field.value; }};
 addEventListener("focusin", (event) => {{
@@ -47,7 +53,7 @@ addEventListener("focusout", (event) => {{
     tells(event.target);
     if (told === before) return;
     waits = true;
-    begins.observe(app, {{attributes: true, attributeFilter: [state]}});
+    runs.observe(app, {{attributes: true, attributeFilter: [state]}});
     clearTimeout(timer);
     timer = setTimeout(goOn, {LONGEST});
 }}, true);
