@@ -11,6 +11,10 @@ OVERSAMPLING = 8
 STEPS, LEAST = 9, 4
 """Blocks that the Krylov space has at most; a matrix too small for LEAST of them is not large."""
 
+BLOCKS = 8
+"""Blocks of vectors, and images of blocks, that products and what makes columns orthonormal hold
+at once, beside the space."""
+
 SAFETY = 2
 """What is missing may be so many times the last growth, or what a geometric series would make of
 the last two: energy grows ever more slowly where the spectrum is flat."""
@@ -23,6 +27,19 @@ shares of the energy that they leave and of their own, or grows by less than rou
 def has_room(shape: tuple[int, int], rank: int) -> bool:
     """Whether a matrix is large enough for `leading`."""
     return LEAST * (rank + OVERSAMPLING) <= min(shape)
+
+
+def is_small(shape: tuple[int, int], rank: int) -> bool:
+    """Whether an exact SVD is as quick."""
+    return min(shape) <= EXACT_BELOW or STEPS * (rank + OVERSAMPLING) > min(shape)
+
+
+def held_by_leading(shape: tuple[int, int], rank: int) -> int:
+    """Bytes that `leading` holds at most, beside what it multiplies with: the space, which is
+    copied as it grows, with its images, products of these, and blocks of vectors."""
+    width = rank + OVERSAMPLING
+    space, products = STEPS * width * (sum(shape) + min(shape)), 8 * (STEPS * width) ** 2
+    return 4 * (space + products + BLOCKS * width * max(shape))
 
 
 def leading(operator: Operator, rank: int, seed: int) -> Triples:
