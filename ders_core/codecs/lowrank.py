@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import (
-    PIECES_BYTES,
-    Codec,
-    DeltaCodec,
-    EncodeContext,
-    Parts,
-    register,
-)
+from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.factor_bands import FactorBands
 from ders_core.codecs.fitting import directions
 from ders_core.codecs.fitting.deltas import Deltas
@@ -24,7 +17,7 @@ from ders_core.codecs.fitting.metric import Metric, metric_of
 from ders_core.codecs.fitting.pooled_energy import rank_that_keeps
 from ders_core.codecs.fitting.stored_products import RoutedFactors, takes_matrices
 from ders_core.codecs.fitting.thin_factors import fitted_left
-from ders_core.codecs.fitting.thin_products import ThinProduct
+from ders_core.codecs.fitting.thin_products import HELD_BYTES, ThinProduct
 from ders_core.codecs.fitting.triples import first, triples_of, triples_of_each
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.plain_fields import omit_defaults
@@ -32,7 +25,7 @@ from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable, TunedKind
-from ders_core.compute.krylov import Triples
+from ders_core.compute.krylov import TILE_BYTES, Triples
 from ders_core.compute.sent import sent
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -176,19 +169,18 @@ class LowRank(DeltaCodec):
         return low
 
     def working_bytes(self, shape: tuple[int, int]) -> int:
-        """Without an exact SVD, the weight, the next one, which is read meanwhile, and what is held
-        beside them."""
+        """Without an exact SVD, the weight, the next one, which is read meanwhile, and the rest."""
         if self._is_exact(shape, self._rank(shape, Dtype.F32)):
             return EXACT_BYTES * math.prod(shape)
         return 4 * math.prod(shape) + self.beside_bytes(shape)
 
     def beside_bytes(self, shape: tuple[int, int]) -> int:
-        """Without an exact SVD, the Krylov space, which is copied as it grows, with its images, and
-        some blocks of vectors."""
+        """Without an exact SVD, the factors, the Krylov space with its images, and a tile."""
         rank = self._rank(shape, Dtype.F32)
         if self._is_exact(shape, rank):
             return super().beside_bytes(shape)
-        return directions.held_by_leading(shape, rank) + PIECES_BYTES
+        held = max(directions.held_by_leading(shape, rank) + TILE_BYTES, HELD_BYTES)
+        return held + 4 * rank * sum(shape)
 
     def remark(self, shape: tuple[int, int]) -> str:
         if self.rank is None or self.rank <= min(shape):

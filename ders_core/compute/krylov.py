@@ -19,6 +19,8 @@ ROWS, COLUMNS = 128, 4096
 """Of a tile of a matrix, which a processor multiplies with few columns at once: most of it stays in
 its cache."""
 
+TILE_BYTES = 4 * ROWS * COLUMNS
+
 BACK = 8
 """Into about so many pieces products with the transpose are cut. Other pieces have other last bits,
 so this depends on nothing."""

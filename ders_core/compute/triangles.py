@@ -73,14 +73,20 @@ def inverse_factor(matrix: torch.Tensor) -> torch.Tensor:
 def times_lower(lower: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
     """L · block, `[n, k]`. lower: L `[n, n]`; what is above its diagonal is hardly multiplied."""
     image = block.new_empty(block.shape)
-    for rows in pieces(len(lower), COLUMNS):
+
+    def multiply(rows: slice) -> None:
         torch.mm(lower[rows, : rows.stop], block[: rows.stop], out=image[rows])
+
+    each_piece(multiply, pieces(len(lower), COLUMNS))
     return image
 
 
 def back_lower(lower: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
     """Lᵀ · block, as `times_lower`."""
     image = block.new_empty(block.shape)
-    for rows in pieces(len(lower), COLUMNS):
+
+    def multiply(rows: slice) -> None:
         torch.mm(lower[rows.start :, rows].mT, block[rows.start :], out=image[rows])
+
+    each_piece(multiply, pieces(len(lower), COLUMNS))
     return image

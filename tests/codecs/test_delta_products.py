@@ -25,8 +25,7 @@ from ders_core.codecs.fitting.delta_products import products_of
 from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.codecs.fitting.directions import leading
 from ders_core.codecs.fitting.once import OfTheLast
-from ders_core.codecs.lowrank import LowRank
-from ders_core.compute import buffers, krylov, triangles
+from ders_core.compute import krylov, triangles
 from ders_core.compute.threads import (
     IdleThreads,
     each_piece,
@@ -189,38 +188,6 @@ def test_what_fails_once_fails_for_all_who_wait_and_is_tried_again() -> None:
         errors = [each.exception(WAIT) for each in asked]
     assert isinstance(errors[0], ValueError)
     assert remembered(tensor) == 3.0
-
-
-@pytest.mark.parametrize("shape", [(4096, 1024), (1024, 4096)], ids=str)
-@pytest.mark.parametrize("fields", [{}, {"factor_bits": 4}], ids=str)
-def test_what_low_rank_needs_beside_an_expert_is_what_it_holds(
-    shape: tuple[int, int], fields: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By all steps: tensors of torch and memory that is reused, as the profiler and the account
-    tell them; and not less than a third of what is told."""
-    monkeypatch.setattr(directions, "_is_settled", lambda *_: False)
-    weight, base = (gauss(shape, seed, 1.0).bfloat16() for seed in (1, 2))
-    codec, before = LowRank(rank=48, **fields), buffers._account.in_use
-    with torch.inference_mode(), one_thread(), buffers.memory_is_reused():
-        most = most_held(lambda: codec.pack(weight, base, context(torch.bfloat16)))
-        held = most + buffers._account.most - before
-    assert held <= codec.beside_bytes(shape) <= 3 * held
-    assert codec.beside_bytes(shape) < weight.nbytes * 8
-
-
-def most_held(work: Callable[[], object]) -> int:
-    """The most bytes of tensors that torch's allocator held at once during the work."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        work()
-    results = profiled.profiler.kineto_results
-    events = [event for event in results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
 
 
 def test_it_is_as_near_as_an_svd() -> None:

@@ -11,9 +11,9 @@ OVERSAMPLING = 8
 STEPS, LEAST = 9, 4
 """Blocks that the Krylov space has at most; a matrix too small for LEAST of them is not large."""
 
-BLOCKS = 8
-"""Blocks of vectors, and images of blocks, that products and what makes columns orthonormal hold
-at once, beside the space."""
+BLOCKS = 4
+"""Images of blocks that products and what makes columns orthonormal hold at once, beside those of
+the space."""
 
 SAFETY = 2
 """What is missing may be so many times the last growth, or what a geometric series would make of
@@ -35,11 +35,12 @@ def is_small(shape: tuple[int, int], rank: int) -> bool:
 
 
 def held_by_leading(shape: tuple[int, int], rank: int) -> int:
-    """Bytes that `leading` holds at most, beside what it multiplies with: the space, which is
-    copied as it grows, with its images, products of these, and blocks of vectors."""
+    """Bytes that `leading` holds at most, beside what it multiplies with: the space and its images;
+    and first blocks of vectors, then products of images, their eigenvectors and what a solver
+    needs, five times as many numbers in float64."""
     width = rank + OVERSAMPLING
-    space, products = STEPS * width * (sum(shape) + min(shape)), 8 * (STEPS * width) ** 2
-    return 4 * (space + products + BLOCKS * width * max(shape))
+    space, vectors = STEPS * width * sum(shape), BLOCKS * width * max(shape)
+    return 4 * (space + max(vectors, 2 * 5 * (STEPS * width) ** 2))
 
 
 def leading(operator: Operator, rank: int, seed: int) -> Triples:

@@ -14,6 +14,9 @@ from ders_core.later import torch
 TOGETHER = 1 << 20
 """Values of the product. Other pieces have other last bits, so this depends on nothing."""
 
+HELD_BYTES = 8 * TOGETHER
+"""What is held of pieces of a product and of what they are added to, at most."""
+
 
 @dataclass(frozen=True)
 class ThinProduct:
