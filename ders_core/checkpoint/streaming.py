@@ -19,7 +19,13 @@ from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES, MatrixStack
 from ders_core.compute.buffers import borrow
 from ders_core.compute.pieces import pieces
 from ders_core.compute.pools import in_order
-from ders_core.compute.threads import in_this_mode, one_thread_each
+from ders_core.compute.threads import (
+    IdleThreads,
+    available_threads,
+    helped_by,
+    in_this_mode,
+    one_thread_each,
+)
 from ders_core.later import torch
 
 T = TypeVar("T")
@@ -114,28 +120,51 @@ def each_matrix(
     seen: of several threads, called while an expert is worked on already, or afterwards. use: must
     not change or keep the weight, whose memory the next expert takes. threads: how many experts
     are worked on at once, each in a thread of its own whose operations run on one thread; with 1
-    it is the caller's. On a GPU it must be 1. What has begun when the caller leaves is waited for.
+    it is the caller's. On a GPU it must be 1. Within `one_thread`, threads that have no expert
+    help with what `each_piece` works on. What has begun when the caller leaves is waited for.
     """
-    if threads == 1:
-        for number, weight in matrices(stack, device, seen):
-            yield number, use(number, weight)
-        return
-    assert torch.device(device).type == "cpu"
-    read, experts = _whole(stack, None), stack.shape[0]
-    with (
-        ExitStack() as memory,
-        ThreadPoolExecutor(1, "read-ahead") as reader,
-        one_thread_each(threads, torch.device(device)) as pool,
-    ):
+    where = torch.device(device)
+    with ExitStack() as memory, ExitStack() as working:  # no memory goes while threads work
+        spare = _spare(threads, where)
+        others = working.enter_context(one_thread_each(spare, where)) if spare else None
+        if threads == 1:
+            worked = _helped(use, None if others is None else IdleThreads(others, spare))
+            for number, weight in matrices(stack, device, seen):
+                yield number, worked(number, weight)
+            return
+        assert where.type == "cpu"
+        read, experts = _whole(stack, None), stack.shape[0]
+        reader = working.enter_context(ThreadPoolExecutor(1, "read-ahead"))
+        pool = working.enter_context(one_thread_each(threads, where))
         buffers = [  # one is read while the others are worked on
-            PieceBuffer(stack.shape[1:], stack.dtype.torch, torch.device(device), memory)
+            PieceBuffer(stack.shape[1:], stack.dtype.torch, where, memory)
             for _ in range(min(threads + 1, experts))
         ]
-        flow = SideBySide(read, in_this_mode(use), seen, buffers, experts, reader, pool)
+        worked = in_this_mode(_helped(use, IdleThreads(pool, threads - 1, others, spare)))
+        flow = SideBySide(read, worked, seen, buffers, experts, reader, pool)
         try:
             yield from flow.each(threads)
         finally:
             flow.end()
+
+
+def _spare(threads: int, device: torch.device) -> int:
+    """How many threads there are beside those that experts are worked on in."""
+    if device.type != "cpu" or torch.get_num_threads() > 1:  # all take part in each operation
+        return 0
+    return max(available_threads() - threads, 0)
+
+
+def _helped(
+    use: Callable[[int, torch.Tensor], R], idle: IdleThreads | None
+) -> Callable[[int, torch.Tensor], R]:
+    """`use`, with these threads to help."""
+
+    def helped(number: int, weight: torch.Tensor) -> R:
+        with helped_by(idle):
+            return use(number, weight)
+
+    return helped
 
 
 def _whole(

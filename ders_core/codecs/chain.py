@@ -141,6 +141,9 @@ class Chain(DeltaCodec):
         for number, stage in enumerate(self.stages):
             stage.check(within(str(number), parts), shape)
 
+    def shared_bytes(self, width: int) -> int:
+        return sum(stage.shared_bytes(width) for stage in self.stages)
+
     def remark(self, shape: tuple[int, int]) -> str:
         remarks = (stage.remark(shape) for stage in self.stages)
         return "; ".join(dict.fromkeys(filter(None, remarks)))

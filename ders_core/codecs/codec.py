@@ -173,6 +173,14 @@ class Codec(BaseModel, ABC):
         without a calibration: that decides how many experts of a group are held meanwhile."""
         return self.working_bytes(shape) - 2 * math.prod(shape)
 
+    def calibrated_bytes(self, shape: tuple[int, int], *, is_full: bool) -> int:
+        """The same with second moments of inputs, `[in, in]` if full, else diagonal: and Ŵ."""
+        return self.working_bytes(shape)
+
+    def shared_bytes(self, width: int) -> int:
+        """Of full moments, for all experts together: a factor, and two matrices in float64."""
+        return 20 * width**2 if self.use_of_calibration else 0
+
     def remark(self, shape: tuple[int, int]) -> str:
         """What it does otherwise than it was asked, for weights `[out, in]`; usually nothing."""
         return ""
@@ -193,10 +201,8 @@ class Codec(BaseModel, ABC):
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
-        """Ŵ `[out, in]` in the base's dtype and on its device, where the parts are too.
-
-        Raises CodecError if the parts contradict themselves.
-        """
+        """Ŵ `[out, in]` in the base's dtype and on its device, where the parts are too. Raises
+        CodecError if the parts contradict themselves."""
 
     def unpack_in_pieces(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext

@@ -135,6 +135,14 @@ class GroupCodec:
         """The most that one of them holds (see `Codec.beside_bytes`)."""
         return max(codec.beside_bytes(shape) for codec in self.codecs)
 
+    def calibrated_bytes(self, shape: tuple[int, int], *, is_full: bool) -> int:
+        """The most that one of them holds (see `Codec.calibrated_bytes`)."""
+        return max(codec.calibrated_bytes(shape, is_full=is_full) for codec in self.codecs)
+
+    def shared_bytes(self, width: int) -> int:
+        """What all of them hold for all experts (see `Codec.shared_bytes`)."""
+        return sum(codec.shared_bytes(width) for codec in self.codecs)
+
     def remark(self, shape: tuple[int, int]) -> str:
         """What the codecs do otherwise than they were asked, for experts `[out, in]`."""
         return "; ".join(dict.fromkeys(filter(None, (c.remark(shape) for c in self.codecs))))

@@ -11,22 +11,21 @@ from pydantic import Field, model_validator
 from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.factor_bands import FactorBands
-from ders_core.codecs.fitting.directions import EXACT_BELOW, OVERSAMPLING, STEPS, has_room
+from ders_core.codecs.fitting import directions
+from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.codecs.fitting.metric import Metric, metric_of
 from ders_core.codecs.fitting.pooled_energy import rank_that_keeps
 from ders_core.codecs.fitting.stored_products import RoutedFactors, takes_matrices
 from ders_core.codecs.fitting.thin_factors import fitted_left
-from ders_core.codecs.fitting.thin_products import row_products
+from ders_core.codecs.fitting.thin_products import HELD_BYTES, ThinProduct
 from ders_core.codecs.fitting.triples import first, triples_of, triples_of_each
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.plain_fields import omit_defaults
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
-from ders_core.codecs.synthesis import add
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable, TunedKind
-from ders_core.compute.buffers import fresh
-from ders_core.compute.krylov import Triples
+from ders_core.compute.krylov import TILE_BYTES, Triples
 from ders_core.compute.sent import sent
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -170,13 +169,18 @@ class LowRank(DeltaCodec):
         return low
 
     def working_bytes(self, shape: tuple[int, int]) -> int:
-        """Without an exact SVD, the weight, its delta in float32 and the Krylov space with its
-        images, twice; where factors are quantized, the delta again."""
-        size, rank = math.prod(shape), self._rank(shape, Dtype.F32)
+        """Without an exact SVD, the weight, the next one, which is read meanwhile, and the rest."""
+        if self._is_exact(shape, self._rank(shape, Dtype.F32)):
+            return EXACT_BYTES * math.prod(shape)
+        return 4 * math.prod(shape) + self.beside_bytes(shape)
+
+    def beside_bytes(self, shape: tuple[int, int]) -> int:
+        """Without an exact SVD, the factors, the Krylov space with its images, and a tile."""
+        rank = self._rank(shape, Dtype.F32)
         if self._is_exact(shape, rank):
-            return EXACT_BYTES * size
-        space = 8 * STEPS * (rank + OVERSAMPLING) * sum(shape)
-        return (6 if self.factor_bits is None else 10) * size + space
+            return super().beside_bytes(shape)
+        held = max(directions.held_by_leading(shape, rank) + TILE_BYTES, HELD_BYTES)
+        return held + 4 * rank * sum(shape)
 
     def remark(self, shape: tuple[int, int]) -> str:
         if self.rank is None or self.rank <= min(shape):
@@ -212,23 +216,31 @@ class LowRank(DeltaCodec):
         others for each."""
         if delta.whole is not None:
             return super().tried_delta(delta, context)
-        rank, matrix = self._rank(delta.shape, Dtype.of(context.dtype)), delta.matrix
+        rank, deltas = self._rank(delta.shape, Dtype.of(context.dtype)), Deltas(delta.matrix)
         found = None if self._is_exact(delta.shape, rank) else rank
-        metric = delta.once("metric", lambda: _metric(matrix, context))
+        metric = delta.once("metric", lambda: _metric(deltas.device, context))
         triples = delta.once(
-            ("directions", found), lambda: triples_of(matrix, metric, found, context.seed)
+            ("directions", found), lambda: triples_of(deltas, metric, found, context.seed)
         )
-        parts = self._encoded(matrix, first(rank, triples), metric, context)
-        return sent(self.decode(parts, delta.shape, context), matrix.device), 0.0
+        parts = self._encoded(deltas, first(rank, triples), metric, context)
+        return sent(self.decode(parts, delta.shape, context), deltas.device), 0.0
+
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        if weight.device.type != "cpu":
+            return super().pack(weight, base, context)
+        return self._packed(Deltas(weight, base), context)
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         if delta.device.type != "cpu":
             return self.encode_each([delta], [context])[0]
-        shape = (delta.shape[0], delta.shape[1])
-        rank, metric = self._rank(shape, Dtype.of(context.dtype)), _metric(delta, context)
-        found = None if self._is_exact(shape, rank) else rank
-        triples = triples_of(delta, metric, found, context.seed)
-        return self._encoded(delta, first(rank, triples), metric, context)
+        return self._packed(Deltas(delta), context)
+
+    def _packed(self, deltas: Deltas, context: EncodeContext) -> Parts:
+        rank = self._rank(deltas.shape, Dtype.of(context.dtype))
+        metric = _metric(deltas.device, context)
+        found = None if self._is_exact(deltas.shape, rank) else rank
+        triples = triples_of(deltas, metric, found, context.seed)
+        return self._encoded(deltas, first(rank, triples), metric, context)
 
     def encode_each(
         self, deltas: Sequence[torch.Tensor], contexts: Sequence[EncodeContext]
@@ -238,14 +250,14 @@ class LowRank(DeltaCodec):
             return super().encode_each(deltas, contexts)
         shape, dtype = (deltas[0].shape[0], deltas[0].shape[1]), Dtype.of(contexts[0].dtype)
         rank = self._rank(shape, dtype)
-        metrics = [*map(_metric, deltas, contexts)]
+        metrics = [_metric(deltas[0].device, context) for context in contexts]
         is_exact = self._is_exact(shape, rank)
         seeds = None if is_exact else [context.seed for context in contexts]
         found = triples_of_each(zip(deltas, metrics, strict=True), rank, seeds)
-        return [*map(self._encoded, deltas, found, metrics, contexts)]
+        return [*map(self._encoded, map(Deltas, deltas), found, metrics, contexts)]
 
     def _encoded(
-        self, delta: torch.Tensor, triples: Triples, metric: Metric | None, context: EncodeContext
+        self, deltas: Deltas, triples: Triples, metric: Metric | None, context: EncodeContext
     ) -> Parts:
         """From the triples that are kept."""
         left, sigma, right = triples
@@ -264,7 +276,7 @@ class LowRank(DeltaCodec):
         bands = self._bands(rank)
         parts = bands.encode("right", right, plain)
         stored = bands.decode("right", parts, right.shape[1], plain)
-        left = fitted_left(delta, stored, context.moments)
+        left = fitted_left(deltas, stored, context.moments)
         return parts | bands.encode("left", left.T.contiguous(), plain)
 
     def decode(
@@ -274,17 +286,22 @@ class LowRank(DeltaCodec):
         if not rank:
             device = next((part.device for part in parts.values()), None)  # or no part at all
             return torch.zeros(shape, device=device)
-        left, right = self._factors(parts, rank, shape, context)
-        delta = fresh(shape, torch.float32, left.device)
-        for rows, product in row_products(left, right):
-            delta[rows] = product
-        return delta
+        return self._factors(parts, rank, shape, context).whole()
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
-        (weight,), _ = self.unpack_with_rows(slice(0, 0), parts, base, context)
-        return weight.view(base.shape)
+        """A few rows at a time: the delta is never whole."""
+        shape = base.shape[0], base.shape[1]
+        rank = self._rank(shape, Dtype.of(context.dtype))
+        if not rank:
+            return super().unpack(parts, base, context)
+        return self._factors(parts, rank, shape, context).added(base)
+
+    def unpack_in_pieces(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> Iterable[torch.Tensor]:
+        return self.unpack_with_rows(slice(0, 0), parts, base, context)[0]
 
     def unpack_with_rows(
         self,
@@ -293,21 +310,13 @@ class LowRank(DeltaCodec):
         base: torch.Tensor,
         context: EncodeContext,
     ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
-        """A few rows at a time: the delta is never whole in float32."""
+        """Nor is the weight."""
         shape = base.shape[0], base.shape[1]
         rank = self._rank(shape, Dtype.of(context.dtype))
         if not rank:
             return super().unpack_with_rows(rows, parts, base, context)
-        left, right = self._factors(parts, rank, shape, context)
-        weight = fresh(base.shape, base.dtype, base.device)
-        start, stop, _ = rows.indices(shape[0])
-        wanted = [right.new_empty(0, shape[1])]
-        for piece, product in row_products(left, right):
-            add(base[piece], product, weight[piece])
-            first, end = max(start, piece.start), min(stop, piece.stop)
-            if first < end:
-                wanted.append(product[first - piece.start : end - piece.start])
-        return [weight.view(-1)], torch.cat(wanted)
+        factors = self._factors(parts, rank, shape, context)
+        return factors.added_in_pieces(base), factors.of_rows(rows)
 
     def product(
         self,
@@ -320,8 +329,8 @@ class LowRank(DeltaCodec):
         rank = self._rank(shape, Dtype.of(context.dtype))
         if not rank:
             return x.new_zeros(len(x), shape[0])
-        left, right = (factor.to(x.dtype) for factor in self._factors(parts, rank, shape, context))
-        return x @ right.T @ left.T
+        factors = self._factors(parts, rank, shape, context)
+        return x @ factors.right.to(x.dtype).T @ factors.left.to(x.dtype).T
 
     def multiplies(self, tokens: int) -> bool:
         return True
@@ -350,13 +359,13 @@ class LowRank(DeltaCodec):
         rank: int,
         shape: tuple[int, int],
         context: EncodeContext,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L `[out, rank]` and R `[rank, in]`, float32; the rank is at least 1."""
+    ) -> ThinProduct:
+        """The rank is at least 1."""
         if self.factor_bits is None:
-            return parts["left"].float(), parts["right"].float()
+            return ThinProduct(parts["left"].float(), parts["right"].float())
         bands = self._bands(rank)
         left = bands.decode("left", parts, shape[0], context)
-        return left.T, bands.decode("right", parts, shape[1], context)
+        return ThinProduct(left.T, bands.decode("right", parts, shape[1], context))
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -373,11 +382,10 @@ class LowRank(DeltaCodec):
 
     def _is_exact(self, shape: tuple[int, int], rank: int) -> bool:
         """Whether a matrix of this shape takes the exact SVD."""
-        small = min(shape) <= EXACT_BELOW or STEPS * (rank + OVERSAMPLING) > min(shape)
-        asked = self.svd == "exact" or (self.svd == "auto" and small)
-        return asked or not has_room(shape, rank)
+        asked = self.svd == "exact" or (self.svd == "auto" and directions.is_small(shape, rank))
+        return asked or not directions.has_room(shape, rank)
 
 
-def _metric(delta: torch.Tensor, context: EncodeContext) -> Metric | None:
+def _metric(device: torch.device, context: EncodeContext) -> Metric | None:
     """Of its inputs; None without a calibration."""
-    return None if context.moments is None else metric_of(context.moments.to(delta.device))
+    return None if context.moments is None else metric_of(context.moments.to(device))

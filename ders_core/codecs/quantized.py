@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,12 +22,13 @@ from ders_core.codecs.coding.packing import (
     packed_bytes,
     packed_trits_bytes,
 )
-from ders_core.codecs.fitting.block_codes import BlockCodes
+from ders_core.codecs.fitting.block_codes import PIECE_BYTES, BlockCodes
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
 from ders_core.codecs.fitting.code_products import routed_codes
 from ders_core.codecs.fitting.codes import Lines, decoded, decoded_in_pieces
 from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.codecs.fitting.grouped_codes import grouped_codes
+from ders_core.codecs.fitting.in_turn import ROWS
 from ders_core.codecs.fitting.learnt_levels import learnt_of_blocks
 from ders_core.codecs.fitting.levels import Levels, levels_of
 from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes, is_few
@@ -39,6 +41,7 @@ from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tunable import Tunable
 from ders_core.compute import gaussian_error
+from ders_core.compute.triangles import COLUMNS
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
@@ -177,6 +180,17 @@ class Quantized(DeltaCodec):
         if self.grid == "learned" or self.gain == "auto":
             return super().beside_bytes(shape)
         return PIECES_BYTES + sum(spec.nbytes for spec in self.parts(shape, Dtype.F32).values())
+
+    def calibrated_bytes(self, shape: tuple[int, int], *, is_full: bool) -> int:
+        """Pieces of errors too; with full moments, some rows are rounded at a time."""
+        if self.grid == "learned" or self.gain == "auto":
+            return super().calibrated_bytes(shape, is_full=is_full)
+        rows = PIECE_BYTES * ROWS * shape[1] if is_full else 0
+        return self.beside_bytes(shape) + PIECES_BYTES + rows + 2 * math.prod(shape)
+
+    def shared_bytes(self, width: int) -> int:
+        """The factor of moments; and while it is made, blocks of its columns in float64."""
+        return 4 * width**2 + 3 * 8 * COLUMNS * width
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         return self._packed(Deltas(weight, base), context)

@@ -12,10 +12,18 @@ from ders_core.compute.eigen import Eigen, eigen_of
 from ders_core.compute.orthonormal import orthonormal, orthonormal_to
 from ders_core.compute.pieces import chunk_values, pieces, row_pieces
 from ders_core.compute.sent import sent
+from ders_core.compute.threads import each_piece
 from ders_core.later import torch
 
-ROWS = 128
-"""Rows of a matrix that a processor multiplies with few columns at once: they stay in its cache."""
+ROWS, COLUMNS = 128, 4096
+"""Of a tile of a matrix, which a processor multiplies with few columns at once: most of it stays in
+its cache."""
+
+TILE_BYTES = 4 * ROWS * COLUMNS
+
+BACK = 8
+"""Into about so many pieces products with the transpose are cut. Other pieces have other last bits,
+so this depends on nothing."""
 
 
 Triples = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
@@ -39,7 +47,8 @@ class Operator(Protocol):
 
 
 class Dense:
-    """A matrix in memory, in float32 or in a shorter dtype that is quicker to multiply."""
+    """A matrix in memory, in float32 or in a shorter dtype that is quicker to multiply. On a CPU
+    threads that help (see `each_piece`) share out tiles of one in float32."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self._matrix = matrix
@@ -52,18 +61,58 @@ class Dense:
     def device(self) -> torch.device:
         return self._matrix.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products."""
+        return self._matrix.dtype
+
+    def tile(self, rows: slice, columns: slice) -> torch.Tensor:
+        """A part of it, in its dtype; not to be changed."""
+        return self._matrix[rows, columns]
+
     def times(self, block: torch.Tensor) -> torch.Tensor:
-        block = block.to(self._matrix.dtype)
+        block = block.to(self.dtype)
         if self.device.type != "cpu":
             return self._matrix @ block
-        image = block.new_empty(self.shape[0], block.shape[1])
-        for rows in pieces(self.shape[0], ROWS):
-            torch.mm(self._matrix[rows], block, out=image[rows])
+        height, width = self.shape
+        image = block.new_empty(height, block.shape[1])
+        # sums over tiles would be rounded to a shorter dtype
+        step = COLUMNS if self.dtype == torch.float32 else width
+
+        def multiply(rows: slice) -> None:
+            first, *rest = list(pieces(width, max(step, 1))) or [slice(0, 0)]
+            torch.mm(self.tile(rows, first), block[first], out=image[rows])
+            for columns in rest:
+                image[rows].addmm_(self.tile(rows, columns), block[columns])
+
+        each_piece(multiply, pieces(height, ROWS))
         return image
 
     def back(self, block: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = (block.to(self._matrix.dtype).mT @ self._matrix).mT
-        return product
+        block = block.to(self.dtype)
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            product: torch.Tensor = (block.mT @ self._matrix).mT
+            return product
+        (height, width), count = self.shape, block.shape[1]
+        across = list(pieces(width, COLUMNS))
+        slabs = max(BACK // max(len(across), 1), 1)
+        down = list(pieces(height, max(-(-height // slabs), ROWS))) or [slice(0, 0)]
+        sums = block.new_zeros(len(down), count, width)
+
+        def multiply(part: tuple[int, slice]) -> None:
+            number, columns = part
+            rows, total = down[number], sums[number, :, columns]
+            for some in pieces(rows.stop - rows.start, ROWS):
+                here = slice(rows.start + some.start, rows.start + some.stop)
+                total.addmm_(block[here].mT, self.tile(here, columns))
+
+        each_piece(multiply, [(number, part) for number in range(len(down)) for part in across])
+        if len(sums) == 1:
+            return sums[0].mT
+        total = sums[0] + sums[1]  # a copy: images are kept
+        for other in sums[2:]:
+            total += other
+        return total.mT
 
 
 class Krylov:

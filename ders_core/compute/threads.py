@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from ders_core.later import torch
@@ -24,6 +24,10 @@ T = TypeVar("T")
 WORKING_BYTES = 1_200_000_000
 """What all pieces that threads work on may hold together, beside what is in memory anyway: two
 experts of Mixtral's size at a time, however many threads there are."""
+
+
+HELPING_BYTES = 1 << 27
+"""What threads that help another one with its pieces may hold together."""
 
 
 class _Given(threading.local):
@@ -109,16 +113,23 @@ def one_thread_each(count: int, device: torch.device) -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class IdleThreads:
-    """Threads of a pool that have no task of their own any more, and help those that have. count:
-    how many may help at once. Each thread that asks for help is of the pool."""
+    """Threads that have no task of their own, or none any more, and help those that have. pool,
+    count: where they are, and how many may help at once. spare, spare_count: others, that never
+    have a task. Whoever asks for help is a thread of the pool, or one beside it that counts."""
 
     pool: ThreadPoolExecutor
     count: int
+    spare: ThreadPoolExecutor | None = None
+    spare_count: int = 0
+    _asked: _Asked = field(default_factory=lambda: _Asked(), repr=False)
 
-    def help(self, work: Callable[[T], object], pieces: Iterable[T]) -> None:
+    def help(
+        self, work: Callable[[T], object], pieces: Iterable[T], most: int | None = None
+    ) -> None:
         """`work(piece)` for each, in this thread and in idle ones, in any order: what a piece gives
-        must not depend on the others. Raises what `work` raises, once nobody works on a piece."""
-        # helpers that never begin stay in the pool's queue: they keep neither work nor pieces
+        must not depend on the others. most: how many help. Raises what `work` raises, once nobody
+        works on a piece."""
+        # helpers that never begin stay in queues: they keep neither work nor pieces
         left = deque((work, piece) for piece in pieces)
 
         def take() -> None:
@@ -129,8 +140,15 @@ class IdleThreads:
                     return
                 do(piece)
 
-        # the pool's own tasks come first: until these are all begun, nobody helps
-        helpers = [self.pool.submit(take) for _ in range(self.count)]
+        several = self.count + self.spare_count if len(left) > 1 else 0
+        count = several if most is None else min(several, most)
+        helpers = [self._asked.add(take) for _ in range(count)]
+        # the pool's own tasks come first: until these are all begun, nobody of it helps
+        for _ in range(self.count if helpers else 0):
+            self.pool.submit(self._asked.serve)
+        for _ in range(self.spare_count if helpers else 0):
+            assert self.spare is not None
+            self.spare.submit(self._asked.serve)
         try:
             take()
         finally:
@@ -139,6 +157,95 @@ class IdleThreads:
             wait(begun)
         for helper in begun:
             helper.result()
+
+    def until(self, done: Future[R]) -> None:
+        """Help others until this is done, instead of waiting for it."""
+        self._asked.serve_until(done)
+
+
+class _Asked:
+    """Who asks for help: functions that any thread may call, each once."""
+
+    def __init__(self) -> None:
+        self._open: deque[tuple[Future[None], Callable[[], None]]] = deque()
+        self._changed = threading.Condition()
+
+    def add(self, take: Callable[[], None]) -> Future[None]:
+        """The future of one call; cancelled, nobody calls it."""
+        helper = Future[None]()
+        with self._changed:
+            while self._open and self._open[0][0].cancelled():
+                self._open.popleft()
+            self._open.append((helper, take))
+            self._changed.notify_all()
+        return helper
+
+    def serve(self) -> None:
+        """Call the next one, if any is left."""
+        try:
+            helper, take = self._open.popleft()
+        except IndexError:
+            return
+        if not helper.set_running_or_notify_cancel():
+            return
+        try:
+            take()
+        except BaseException as error:
+            helper.set_exception(error)
+        else:
+            helper.set_result(None)
+
+    def serve_until(self, done: Future[R]) -> None:
+        done.add_done_callback(self._tell)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._open or done.done())
+            if done.done():
+                return
+            self.serve()
+
+    def _tell(self, _: Future[R]) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+class _Helped(threading.local):
+    """Who helps this thread."""
+
+    idle: IdleThreads | None = None
+
+
+_helped = _Helped()
+
+
+@contextmanager
+def helped_by(idle: IdleThreads | None) -> Iterator[None]:
+    """In this thread: let these help with what `each_piece` works on."""
+    before, _helped.idle = _helped.idle, idle
+    try:
+        yield
+    finally:
+        _helped.idle = before
+
+
+def each_piece(work: Callable[[T], object], pieces: Iterable[T], held: int = 0) -> None:
+    """`work(piece)` for each, in this thread and in those that help it, in any order: what a piece
+    gives must depend neither on the others nor on the thread. held: bytes that one piece holds
+    while it is worked on, if they are many; helpers hold at most `HELPING_BYTES` for one thread.
+    Raises what `work` raises."""
+    if _helped.idle is None:
+        for piece in pieces:
+            work(piece)
+    else:
+        _helped.idle.help(in_this_mode(work), pieces, HELPING_BYTES // max(held, 1))
+
+
+def result_of(done: Future[R]) -> R:
+    """What another thread computes, which may ask for help meanwhile: this one gives it, if it is
+    helped by the same."""
+    if _helped.idle is not None:
+        _helped.idle.until(done)
+    return done.result()
 
 
 def in_this_mode(function: Callable[P, R]) -> Callable[P, R]:

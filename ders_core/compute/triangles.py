@@ -7,7 +7,10 @@ time is computed in float64, and rounded to the dtype of the matrix where it is 
 
 from __future__ import annotations
 
+from functools import partial
+
 from ders_core.compute.pieces import pieces
+from ders_core.compute.threads import each_piece
 from ders_core.later import torch
 
 COLUMNS = 256
@@ -24,14 +27,19 @@ def factorize(matrix: torch.Tensor) -> torch.Tensor:
         corner = matrix[here, here].double() - known @ known.mT
         corner, failed = torch.linalg.cholesky_ex(corner.flip(0, 1), upper=False)
         corner, is_definite = corner.flip(0, 1), is_definite & (failed == 0)
-        for above in pieces(here.start, COLUMNS):
-            rest = matrix[above, here].double() - matrix[above, here.stop :].double() @ known.mT
-            matrix[above, here] = torch.linalg.solve_triangular(
-                corner.mT, rest, upper=False, left=False
-            )
+        each_piece(partial(_solve, matrix, here, known, corner.mT), pieces(here.start, COLUMNS))
         matrix[here, here] = corner
         matrix[here, : here.start] = 0
     return is_definite
+
+
+def _solve(
+    matrix: torch.Tensor, here: slice, known: torch.Tensor, lower: torch.Tensor, above: slice
+) -> None:
+    """R of some rows above the block of columns `here`. known: R to the right of that block. lower:
+    the block's corner, transposed."""
+    rest = matrix[above, here].double() - matrix[above, here.stop :].double() @ known.mT
+    matrix[above, here] = torch.linalg.solve_triangular(lower, rest, upper=False, left=False)
 
 
 def invert(upper: torch.Tensor) -> None:
@@ -41,10 +49,16 @@ def invert(upper: torch.Tensor) -> None:
         unit = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
         corner = torch.linalg.solve_triangular(exact, unit, upper=True)
         column = upper[: here.start, here].double() @ -corner
-        for above in pieces(here.start, COLUMNS):  # of columns before, the inverse is there
-            known = upper[above, above.start : here.start].double()
-            upper[above, here] = known @ column[above.start :]
+        # of columns before, the inverse is there
+        each_piece(partial(_invert, upper, here, column), pieces(here.start, COLUMNS))
         upper[here, here] = corner
+
+
+def _invert(upper: torch.Tensor, here: slice, column: torch.Tensor, above: slice) -> None:
+    """The inverse in some rows above the block of columns `here`. column: that of the matrix, times
+    the inverse of its corner, negative."""
+    known = upper[above, above.start : here.start].double()
+    upper[above, here] = known @ column[above.start :]
 
 
 def inverse_factor(matrix: torch.Tensor) -> torch.Tensor:
@@ -59,14 +73,20 @@ def inverse_factor(matrix: torch.Tensor) -> torch.Tensor:
 def times_lower(lower: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
     """L · block, `[n, k]`. lower: L `[n, n]`; what is above its diagonal is hardly multiplied."""
     image = block.new_empty(block.shape)
-    for rows in pieces(len(lower), COLUMNS):
+
+    def multiply(rows: slice) -> None:
         torch.mm(lower[rows, : rows.stop], block[: rows.stop], out=image[rows])
+
+    each_piece(multiply, pieces(len(lower), COLUMNS))
     return image
 
 
 def back_lower(lower: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
     """Lᵀ · block, as `times_lower`."""
     image = block.new_empty(block.shape)
-    for rows in pieces(len(lower), COLUMNS):
+
+    def multiply(rows: slice) -> None:
         torch.mm(lower[rows.start :, rows].mT, block[rows.start :], out=image[rows])
+
+    each_piece(multiply, pieces(len(lower), COLUMNS))
     return image

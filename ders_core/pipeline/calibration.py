@@ -140,6 +140,11 @@ class Calibration:
             return None
         return read_moments(self.path, info)
 
+    def is_full(self, layer: int, projection: str) -> bool:
+        """Whether it knows the moments of all pairs of inputs."""
+        info = self.tensors.get(f"{layer}.{SIDES[projection]}.moments")
+        return info is not None and len(info.shape) == 2
+
     def weighted_moments(self, layer: int, projection: str) -> torch.Tensor | None:
         """As `moments`, but each input weighted by the squared gradient after it: the mean over all
         routed experts of E[‖g‖² x xᵀ]; None if they were not measured."""

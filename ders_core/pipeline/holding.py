@@ -9,6 +9,7 @@ from ders_core.checkpoint.held import Holding, is_plain, is_small
 from ders_core.checkpoint.streaming import SLAB_BYTES, SLABS
 from ders_core.codecs.group import GroupCodec
 from ders_core.compute.threads import threads_for
+from ders_core.pipeline.needed_beside import needed_beside
 from ders_core.pipeline.plan import base_form
 from ders_core.recipe import Recipe
 
@@ -37,11 +38,10 @@ def holding_of(
         return None
     experts, *shape = group.shape
     matrix = math.prod(shape) * group.dtype.itemsize
-    working = codec.working_bytes((shape[0], shape[1]))
-    threads = threads_for(experts, working, where)
-    beside = working - matrix if recipe.calibration else codec.beside_bytes((shape[0], shape[1]))
+    threads = threads_for(experts, codec.working_bytes((shape[0], shape[1])), where)
+    beside, shared = needed_beside(group, recipe, codec)
     slabs = 0 if form.count is None else SLABS * SLAB_BYTES
-    left = MOST_BYTES - (form.count or 1) * matrix - max(threads * beside, slabs)
+    left = MOST_BYTES - (form.count or 1) * matrix - max(threads * beside, slabs) - shared
     count = min(left // matrix, experts)
     if count <= experts // 2:
         return None

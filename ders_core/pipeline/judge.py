@@ -10,6 +10,7 @@ from ders_core.codecs import EncodeContext
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.synthesis import combine
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.threads import each_piece
 from ders_core.decompose.distortion import Squares, gain_of, output_pieces, sums_of
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
@@ -164,9 +165,17 @@ class Judge:
         """E‖Ex‖² of the chosen rows, float64 `[]`; 0 without second moments. error: some rows of E,
         float32."""
         total = torch.zeros((), dtype=torch.float64, device=self.weight.device)
-        if self.inputs is not None:
-            for rows in self._chosen(self.inputs):
-                total += self.inputs.output_squared(error(rows))
+        if self.inputs is None:
+            return total
+        inputs, chosen = self.inputs, list(self._chosen(self.inputs))
+        squares = [total] * len(chosen)
+
+        def add(number: int) -> None:
+            squares[number] = inputs.output_squared(error(chosen[number]))
+
+        each_piece(add, range(len(chosen)))
+        for some in squares:
+            total = total + some
         return total
 
     def _chosen(self, inputs: Inputs) -> Iterator[torch.Tensor]:

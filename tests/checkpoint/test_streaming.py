@@ -31,6 +31,7 @@ from ders_core.checkpoint.streaming import (
     slabs,
 )
 from ders_core.compute import buffers
+from ders_core.compute.threads import each_piece, one_thread, threads_of_torch
 from ders_core.errors import CheckpointError
 from ders_core.files.cold_reads import LARGE_BYTES
 from ders_core.files.header import read_header
@@ -195,6 +196,22 @@ def test_experts_are_worked_on_side_by_side_in_order(tmp_path: Path, threads: in
     assert hashed == [float(weights[k, 0, 0]) for k in range(20)]
     assert most <= threads
     assert len(memory) <= threads + 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_that_have_no_expert_help(tmp_path: Path, threads: int) -> None:
+    """Pieces of one expert that wait for each other, in three threads; memory is for fewer
+    experts."""
+    group = group_of(tmp_path / "a.safetensors", np.zeros((1, 6, 5), np.float32))
+    together = threading.Barrier(3, timeout=20)
+
+    def work(expert: int, weight: torch.Tensor) -> int:
+        each_piece(lambda _: together.wait(), range(3))
+        return expert
+
+    with threads_of_torch(3), one_thread():
+        assert list(each_matrix(group, work, threads)) == [(0, 0)]
+    assert not any(thread.name.startswith("compute") for thread in threading.enumerate())
 
 
 def test_experts_are_shown_while_they_are_worked_on(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def test_weighed_directions_are_those_of_the_product(turned: bool) -> None:
     metric = metric_of(second_moments(inputs(delta.shape[1])))
     product = metric.weighed(delta)
     for by_operator, plain in zip(
-        leading(Weighed(delta, metric), 6, seed=7), leading(Dense(product), 6, seed=7), strict=True
+        leading(Weighed(Dense(delta), metric), 6, seed=7),
+        leading(Dense(product), 6, seed=7),
+        strict=True,
     ):
         torch.testing.assert_close(by_operator, plain, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(metric.plain(product), delta, rtol=1e-3, atol=1e-4)

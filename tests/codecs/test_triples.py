@@ -12,6 +12,7 @@ from support.codec_support import context, gauss, inputs, second_moments
 from support.counted_device import DEVICE, Waits, counted_waits
 
 from ders_core.codecs import LowRank
+from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.codecs.fitting.directions import OF_KEPT, OF_TAIL
 from ders_core.codecs.fitting.metric import EXACT_BELOW, metric_of
 from ders_core.codecs.fitting.triples import triples_of, triples_of_each
@@ -200,6 +201,8 @@ def test_one_is_found_as_many_are() -> None:
     """Without a rank, all of them."""
     matrix = gauss(SHAPE, 1, 1.0)
     with torch.inference_mode(), counted_waits():
-        left, sigma, right = (each.cpu() for each in triples_of(matrix.to(DEVICE), None, None, 0))
+        left, sigma, right = (
+            each.cpu() for each in triples_of(Deltas(matrix.to(DEVICE)), None, None, 0)
+        )
     assert len(sigma) == min(SHAPE)
     torch.testing.assert_close((left * sigma) @ right, matrix, rtol=0.0, atol=1e-4)

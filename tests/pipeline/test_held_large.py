@@ -200,9 +200,13 @@ def test_only_what_stays_in_memory_is_held(
     learnt = Quantized(bits=2, grid="learned")  # holds a delta in float32, and more
     assert holding(learnt) == Holding(4, 3)
     assert holding(CODEC) is None  # its pieces are larger than such small experts
-    assert holding(CODEC, calibration="any") == Holding(4, 3)  # none are, and a delta is whole
+    for shared, held in ((0, Holding(4, 3)), (4 * WEIGHTS, None)):  # as much as two experts
+        needed = 8 * WEIGHTS, shared
+        with monkeypatch.context() as patch:
+            patch.setattr(holding_module, "needed_beside", lambda *_, needed=needed: needed)
+            assert holding(CODEC) == held
     monkeypatch.setattr(holding_module, "MOST_BYTES", 5 * 2 * WEIGHTS + 8 * WEIGHTS - 1)
-    assert holding(learnt) == holding(CODEC, calibration="any") == Holding(3, 1)
+    assert holding(learnt) == Holding(3, 1)
 
 
 def test_a_file_that_changes_while_it_is_held_is_refused(

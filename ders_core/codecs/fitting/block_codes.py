@@ -30,12 +30,17 @@ from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.compute.row_pieces import by_row_pieces
+from ders_core.compute.threads import each_piece
 from ders_core.later import np, torch
 
 if TYPE_CHECKING:
     from ders_core.compute.kernels.kept_scales import Kept
 
 Parts = dict[str, "torch.Tensor"]
+
+PIECE_BYTES = 20
+"""A value of the rows that are rounded at a time, at most: the delta, what is left of it, errors,
+codes, and copies of these."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ class BlockCodes:
     ) -> Parts:
         """The same, over some rows at a time, by any rounding."""
         parts, (out, width) = self._empty(deltas), deltas.shape
-        for rows in self._row_chunks(deltas.shape, rounding.values(deltas.shape, deltas.device)):
+
+        def work(rows: slice) -> None:
             delta = deltas.of_rows(rows)
             kept = self._stored(self._lines(delta, weights))
             lines = lines_of(kept)
@@ -120,6 +126,9 @@ class BlockCodes:
                 pack_trits_piece(codes.view(-1), parts["codes"], begin)
             else:
                 pack_piece(codes.view(-1), self.bits, parts["codes"], begin, out * width)
+
+        values = rounding.values(deltas.shape, deltas.device)
+        each_piece(work, self._row_chunks(deltas.shape, values), values * PIECE_BYTES)
         return parts
 
     def _empty(self, deltas: Deltas) -> Parts:

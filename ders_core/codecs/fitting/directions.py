@@ -11,6 +11,10 @@ OVERSAMPLING = 8
 STEPS, LEAST = 9, 4
 """Blocks that the Krylov space has at most; a matrix too small for LEAST of them is not large."""
 
+BLOCKS = 4
+"""Images of blocks that products and what makes columns orthonormal hold at once, beside those of
+the space."""
+
 SAFETY = 2
 """What is missing may be so many times the last growth, or what a geometric series would make of
 the last two: energy grows ever more slowly where the spectrum is flat."""
@@ -23,6 +27,20 @@ shares of the energy that they leave and of their own, or grows by less than rou
 def has_room(shape: tuple[int, int], rank: int) -> bool:
     """Whether a matrix is large enough for `leading`."""
     return LEAST * (rank + OVERSAMPLING) <= min(shape)
+
+
+def is_small(shape: tuple[int, int], rank: int) -> bool:
+    """Whether an exact SVD is as quick."""
+    return min(shape) <= EXACT_BELOW or STEPS * (rank + OVERSAMPLING) > min(shape)
+
+
+def held_by_leading(shape: tuple[int, int], rank: int) -> int:
+    """Bytes that `leading` holds at most, beside what it multiplies with: the space and its images;
+    and first blocks of vectors, then products of images, their eigenvectors and what a solver
+    needs, five times as many numbers in float64."""
+    width = rank + OVERSAMPLING
+    space, vectors = STEPS * width * sum(shape), BLOCKS * width * max(shape)
+    return 4 * (space + max(vectors, 2 * 5 * (STEPS * width) ** 2))
 
 
 def leading(operator: Operator, rank: int, seed: int) -> Triples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +17,14 @@ from ders_core.codecs.fitting.counting import arrange_and_count
 from ders_core.codecs.fitting.rounding import CODES, EXACT_CODES, FARTHEST, Piece, Rounding
 from ders_core.compute.buffers import fresh_array
 from ders_core.compute.pieces import largest_magnitude, row_pieces
+from ders_core.compute.threads import each_piece
 from ders_core.later import np, torch
 
 SLAB = 1 << 18
 """Values at a time."""
+
+PIECE_BYTES = 16
+"""A value that is rounded holds, with what is left of it, its error and its code."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +74,31 @@ class Entries:
         """The largest magnitude, in units of steps; 0 if there are no entries."""
         return max((largest_magnitude(slab.values) for slab in self.slabs()), default=0.0)
 
-    def slabs(self, least: int = 1) -> Iterator[Slab]:
-        """All entries, a few rows at a time, that stay in cache, but at least so many."""
-        out, width = self.deltas.shape
+    def slabs(self) -> Iterator[Slab]:
+        """All entries, a few rows at a time, that stay in cache."""
         room = torch.empty(0)
-        for rows in row_pieces((out, width), max(least * width, SLAB)):
-            count = (rows.stop - rows.start) * width
-            if self.steps is None:
-                values = self.deltas.read(slice(rows.start * width, rows.stop * width))
-            else:
-                room = room if room.numel() >= count else torch.empty(count)
-                values, (of_rows, of_columns) = room[:count], self.factors
-                scaled = values.view(rows.stop - rows.start, width)
-                self.deltas.read_scaled(rows, of_rows[rows], of_columns, scaled)
-            yield Slab(self.arrangement.of_rows(rows), values)
+        for rows in self._rows(1):
+            count = (rows.stop - rows.start) * self.deltas.shape[1]
+            room = room if self.steps is None or room.numel() >= count else torch.empty(count)
+            yield self._slab(rows, room)
+
+    def _rows(self, least: int) -> Iterator[slice]:
+        """As many as a slab has, but at least so many."""
+        return row_pieces(self.deltas.shape, max(least * self.deltas.shape[1], SLAB))
+
+    def _slab(self, rows: slice, room: torch.Tensor) -> Slab:
+        """The entries of some rows, in the room, which is as large. In units of 1 there need be
+        none: then they lie where the next ones will be read."""
+        width = self.deltas.shape[1]
+        values = room[: (rows.stop - rows.start) * width]
+        if self.steps is not None:
+            of_rows, of_columns = self.factors
+            scaled = values.view(rows.stop - rows.start, width)
+            self.deltas.read_scaled(rows, of_rows[rows], of_columns, scaled)
+        else:
+            read = self.deltas.read(slice(rows.start * width, rows.stop * width))
+            values = values.copy_(read) if len(room) else read
+        return Slab(self.arrangement.of_rows(rows), values)
 
     def every(self, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Each n-th entry: (values float32 in units of their steps, classes int64), `[m]` each."""
@@ -99,10 +115,23 @@ class Entries:
         """All entries with this step."""
         codes = fresh_array(self.size, np.uint16)
         counts = np.zeros((self.class_count, CODES), dtype=np.int64)
-        for slab in self.slabs(rounding.rows):
+        is_quick = self.steps is None and rounding.rows == 1  # no thread needs help
+        alone = threading.Lock()  # what entries are read into is reused, and counts are shared
+
+        def work(rows: slice) -> None:
+            room = torch.empty(0 if is_quick else (rows.stop - rows.start) * self.deltas.shape[1])
+            with alone:
+                slab = self._slab(rows, room)
             coded = rounding.coded(slab.values, step, slab.begin)
-            begins = self._begins(slab)
-            arrange_and_count(coded, slab.arrangement, begins, codes, counts)
+            with alone:
+                arrange_and_count(coded, slab.arrangement, self._begins(slab), codes, counts)
+
+        if is_quick:
+            for rows in self._rows(rounding.rows):
+                work(rows)
+        else:
+            held = PIECE_BYTES * max(rounding.rows * self.deltas.shape[1], SLAB)
+            each_piece(work, self._rows(rounding.rows), held)
         return Coded(codes, counts, step, rounding)
 
     def levels(self, coded: Coded) -> torch.Tensor:

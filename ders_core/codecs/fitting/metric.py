@@ -46,8 +46,8 @@ class Metric:
 class Weighed:
     """Δ·C over the metric's scale, as an operator: it is never multiplied out."""
 
-    def __init__(self, delta: torch.Tensor, metric: Metric) -> None:
-        self._delta, self._factor = Dense(delta), metric.factor
+    def __init__(self, delta: Dense, metric: Metric) -> None:
+        self._delta, self._factor = delta, metric.factor
         self._is_diagonal = metric.factor.dim() == 1
 
     @property

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from ders_core.codecs.fitting.delta_products import products_of
+from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.later import torch
 
 RIDGE = 1e-9
 """Share of R·Rᵀ's mean diagonal that is added to it, so that it can always be solved."""
 
 
-def fitted_left(
-    delta: torch.Tensor, right: torch.Tensor, moments: torch.Tensor | None
-) -> torch.Tensor:
+def fitted_left(deltas: Deltas, right: torch.Tensor, moments: torch.Tensor | None) -> torch.Tensor:
     """argmin over L of E‖(Δ − L·R)x‖², `[out, rank]`."""
-    (unit, scale), (thin, width) = unit_of(delta), unit_of(right)
+    (unit, scale), (thin, width) = products_of(deltas), unit_of(right)
     weighed = thin
     if moments is not None:
         inputs = moments.to(right.device)
@@ -21,7 +21,7 @@ def fitted_left(
     mean = power.diagonal().mean()
     power.diagonal().add_(RIDGE * torch.where(mean == 0, 1.0, mean))
     # a check that it has an inverse would wait for a GPU; the ridge makes sure of that
-    left: torch.Tensor = torch.linalg.solve_ex(power, (weighed @ unit.T).double()).result.T
+    left: torch.Tensor = torch.linalg.solve_ex(power, unit.times(weighed.mT).mT.double()).result.T
     return (left * (scale / width)).float()
 
 

@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
+from ders_core.codecs.fitting.delta_products import products_of
+from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.codecs.fitting.directions import grown, leading
 from ders_core.codecs.fitting.metric import Metric, Weighed
 from ders_core.compute.eigen import Eigen, eigen_of_each
 from ders_core.compute.krylov import Dense, Krylov, Operator, Triples
-from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.compute.tensor_scale import tensor_scale_of
 from ders_core.later import torch
@@ -23,17 +24,18 @@ NOISE = 2.0**-52
 """An eigenvalue below this share of the largest, times their number, is rounding."""
 
 
-def triples_of(delta: torch.Tensor, metric: Metric | None, rank: int | None, seed: int) -> Triples:
-    """The first `rank` triples, as near as `leading` says; None: all of them, by an SVD."""
-    if delta.device.type != "cpu":
-        count, seeds = (min(delta.shape), None) if rank is None else (rank, [seed])
-        return triples_of_each([(delta, metric)], count, seeds)[0]
+def triples_of(deltas: Deltas, metric: Metric | None, rank: int | None, seed: int) -> Triples:
+    """The first `rank` triples, as near as `leading` says, of a delta that is nowhere whole on a
+    CPU; None: all of them, by an SVD."""
+    if deltas.device.type != "cpu":
+        count, seeds = (min(deltas.shape), None) if rank is None else (rank, [seed])
+        return triples_of_each([(deltas.of_rows(slice(None)), metric)], count, seeds)[0]
     if rank is None:
+        delta = deltas.of_rows(slice(None))
         matrix = delta if metric is None else metric.weighed(delta)
         left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
         return left, sigma, right
-    scale = scale_of(delta)
-    unit = delta if scale == 1 else delta / scale
+    unit, scale = products_of(deltas)
     left, sigma, right = leading(_operator(unit, metric), rank, seed)
     return left, sigma * scale, right
 
@@ -52,7 +54,7 @@ def triples_of_each(
     spaces, scales = list[Krylov](), list[torch.Tensor]()
     for (delta, metric), seed in zip(deltas, seeds, strict=True):
         scales.append(tensor_scale_of(delta))
-        spaces.append(grown(_operator(delta / scales[-1], metric), rank, seed))
+        spaces.append(grown(_operator(Dense(delta / scales[-1]), metric), rank, seed))
     return [
         (left, sigma * scale, right)
         for (left, sigma, right), scale in zip(_solved(spaces, rank), scales, strict=True)
@@ -86,8 +88,8 @@ def _solved(spaces: Sequence[_Space], rank: int) -> list[Triples]:
     return [space.triples(rank, eigen) for space, eigen in zip(spaces, eigens, strict=True)]
 
 
-def _operator(delta: torch.Tensor, metric: Metric | None) -> Operator:
-    return Dense(delta) if metric is None else Weighed(delta, metric)
+def _operator(delta: Dense, metric: Metric | None) -> Operator:
+    return delta if metric is None else Weighed(delta, metric)
 
 
 class _Whole:

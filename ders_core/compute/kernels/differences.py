@@ -41,6 +41,16 @@ def subtract_rows(weights: np.ndarray, base: np.ndarray, kind: int, deltas: np.n
 
 
 @loop
+def subtract_columns(
+    weights: np.ndarray, base: np.ndarray, kind: int, begin: int, deltas: np.ndarray
+) -> None:
+    """deltas: float32 `[r, n]`, get weights − base, `[r, in]` each, from column `begin` on."""
+    end = begin + deltas.shape[1]
+    for row in range(deltas.shape[0]):
+        subtract(weights[row, begin:end], base[row, begin:end], kind, deltas[row])
+
+
+@loop
 def count_beyond(values: np.ndarray, kind: int) -> int:
     """How many values are not finite."""
     mask = np.uint32(0x7F800000)

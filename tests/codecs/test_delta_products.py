@@ -1,0 +1,208 @@
+"""Products with deltas that are nowhere whole, by any number of threads."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support.codec_support import context, gauss, inputs, second_moments
+
+from ders_core.codecs import make_codec
+from ders_core.codecs.curvature import Curvature
+from ders_core.codecs.fitting import (
+    delta_products,
+    directions,
+    entries,
+    in_turn,
+    row_rounding,
+)
+from ders_core.codecs.fitting.compensated import Compensated
+from ders_core.codecs.fitting.delta_products import products_of
+from ders_core.codecs.fitting.deltas import Deltas
+from ders_core.codecs.fitting.directions import leading
+from ders_core.codecs.fitting.once import OfTheLast
+from ders_core.compute import krylov, triangles
+from ders_core.compute.threads import (
+    IdleThreads,
+    each_piece,
+    helped_by,
+    one_thread,
+    one_thread_each,
+)
+
+CPU = torch.device("cpu")
+WAIT = 20.0
+"""Seconds after which a test fails in place of waiting for ever."""
+
+
+def with_helpers(threads: int, work: Callable[[], object]) -> object:
+    """What work gives in one of so many threads, of which all others help."""
+    with one_thread(), one_thread_each(threads, CPU) as pool:
+        idle = IdleThreads(pool, threads - 1)
+
+        def helped() -> object:
+            with helped_by(idle if threads > 1 else None), torch.inference_mode():
+                return work()
+
+        return pool.submit(helped).result()
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that small matrices have many."""
+    monkeypatch.setattr(krylov, "ROWS", 8)
+    monkeypatch.setattr(krylov, "COLUMNS", 16)
+    for module in (in_turn, row_rounding):
+        monkeypatch.setattr(module, "ROWS", 8)
+    monkeypatch.setattr(triangles, "COLUMNS", 8)
+    monkeypatch.setattr(Compensated, "rows", 8)
+    monkeypatch.setattr(entries, "SLAB", 100)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(37, 21), (21, 37), (8, 16), (3, 100), (0, 5), (5, 0)], ids=str)
+@pytest.mark.parametrize("size", [1.0, 1e-30])
+def test_products_are_those_of_the_delta(
+    shape: tuple[int, int], dtype: torch.dtype, size: float
+) -> None:
+    if size < 1 and dtype == torch.float16:
+        size = 1e-7  # its least number
+    weight, base = (gauss(shape, seed, 1.0).double().mul(size).to(dtype) for seed in (1, 2))
+    exact = (weight.float() - base.float()).double()
+    for deltas in (Deltas(weight, base), Deltas(exact.float())):
+        unit, scale = products_of(deltas)
+        assert unit.shape == shape
+        there, back = gauss((shape[1], 4), 3, 1.0), gauss((shape[0], 4), 4, 1.0)
+        least = 1e-5 * float(exact.abs().max() if exact.numel() else 0)
+        near: dict[str, Any] = {"rtol": 1e-5, "atol": 10 * least}
+        torch.testing.assert_close(
+            unit.times(there).double() * scale, exact @ there.double(), **near
+        )
+        torch.testing.assert_close(
+            unit.back(back).double() * scale, exact.T @ back.double(), **near
+        )
+        assert not exact.numel() or 1e-9 < float(exact.abs().max() / scale) < 1e9
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_an_image_keeps_nothing_but_itself() -> None:
+    """Krylov spaces keep many."""
+    unit, _ = products_of(Deltas(gauss((90, 40)), gauss((90, 40), 1)))
+    image = unit.back(gauss((90, 3)))
+    assert image.untyped_storage().nbytes() == image.nbytes
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(
+    ("fields", "calibrated"),
+    [
+        ({"codec": "lowrank", "rank": 3, "svd": "randomized"}, False),
+        ({"codec": "lowrank", "rank": 3, "svd": "randomized"}, True),
+        ({"codec": "lowrank", "rank": 3, "svd": "randomized", "factor_bits": 4}, True),
+        ({"codec": "quantized", "bits": 3, "group_size": 16}, True),
+        ({"codec": "quantized", "bits": 2, "gain": "unbiased"}, True),
+        ({"codec": "entropy", "bits": 1.0, "rounding": "compensated"}, True),
+        ({"codec": "entropy", "bits": 1.0, "rounding": "compensated", "steps": "sensitive"}, True),
+    ],
+    ids=str,
+)
+def test_bytes_do_not_depend_on_how_many_help(
+    fields: dict[str, Any], calibrated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, codec = (200, 72), make_codec(fields)
+    base = gauss(shape, 1, 1.0).bfloat16()
+    weight = (base.float() + gauss(shape)).bfloat16()
+    moments = second_moments(inputs(shape[1])) if calibrated else None
+    rows = torch.full((shape[0],), 1 / shape[0])
+    known = context(torch.bfloat16, moments=moments)
+    if fields["codec"] == "entropy":
+        assert moments is not None
+        known = known.__class__(
+            torch.bfloat16, 5, moments, Curvature(moments.diagonal().clone(), rows)
+        )
+    helped: list[int] = []
+    help_with = IdleThreads.help
+
+    def counting(idle: IdleThreads, work: Any, pieces: Any, most: int | None = None) -> None:
+        some = list(pieces)
+        helped.append(len(some))
+        help_with(idle, work, some, most)
+
+    monkeypatch.setattr(IdleThreads, "help", counting)
+    digests = set()
+    for threads in (1, 2, 3, 8):
+        helped.clear()
+        parts = with_helpers(threads, lambda: codec.pack(weight, base, known))
+        assert isinstance(parts, dict)
+        found = hashlib.sha256()
+        for name in sorted(parts):
+            found.update(parts[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digests.add(found.hexdigest())
+        assert max(helped, default=0) > 8 if threads > 1 else not helped
+    assert len(digests) == 1
+
+
+def test_who_waits_for_the_same_helps() -> None:
+    """Two pieces that wait for each other, of what is computed once for two threads."""
+    together, calls = threading.Barrier(2, timeout=WAIT), list[int]()
+
+    def compute(tensor: torch.Tensor) -> float:
+        calls.append(1)
+        each_piece(lambda _: together.wait(), range(2))
+        return float(tensor.sum())
+
+    remembered, tensor = OfTheLast(compute), torch.ones(3)
+    with one_thread_each(2, CPU) as pool:
+        idle = IdleThreads(pool, 1)
+
+        def ask() -> float:
+            with helped_by(idle):
+                return remembered(tensor)
+
+        asked = [pool.submit(ask) for _ in range(2)]
+        assert [each.result(WAIT) for each in asked] == [3.0] * 2
+    assert calls == [1]
+
+
+def test_what_fails_once_fails_for_all_who_wait_and_is_tried_again() -> None:
+    begun, calls = threading.Event(), list[int]()
+
+    def compute(tensor: torch.Tensor) -> float:
+        calls.append(1)
+        if len(calls) == 1:
+            begun.wait(WAIT)
+            raise ValueError("not the first time")
+        return float(tensor.sum())
+
+    remembered, tensor = OfTheLast(compute), torch.ones(3)
+    with one_thread_each(2, CPU) as pool:
+        asked = [pool.submit(remembered, tensor) for _ in range(2)]
+        while len(calls) < 1:
+            begun.wait(0.01)
+        begun.set()
+        errors = [each.exception(WAIT) for each in asked]
+    assert isinstance(errors[0], ValueError)
+    assert remembered(tensor) == 3.0
+
+
+def test_it_is_as_near_as_an_svd() -> None:
+    """From pieces; against float64, as far as the accuracy is stated."""
+    shape, rank = (640, 600), 6
+    spectrum = torch.logspace(0, -2, 600, dtype=torch.float64)
+    left = torch.linalg.qr(gauss((640, 600), 1, 1.0).double())[0]
+    right = torch.linalg.qr(gauss((600, 600), 2, 1.0).double())[0]
+    delta = (left * spectrum) @ right.T
+    base = gauss(shape, 3, 1.0)
+    weight = (base.double() + delta).float()
+    unit, scale = products_of(Deltas(weight, base))
+    assert isinstance(unit, delta_products.DeltaProducts)
+    u, sigma, v = leading(unit, rank, seed=0)
+    least = float(spectrum[rank:].square().sum()) ** 0.5
+    lost = float((delta - (u * sigma).double() @ v.double() * scale).norm())
+    assert lost <= least * (1 + directions.OF_TAIL)
+    torch.testing.assert_close(sigma.double() * scale, spectrum[:rank], rtol=1e-2, atol=0)

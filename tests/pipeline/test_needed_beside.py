@@ -1,0 +1,94 @@
+"""What encoding holds beside experts and their base: told beforehand, and a bound of what is
+measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.gate_experts import gates, write_experts
+from support.held_tensors import most_held
+
+from ders_core.codecs import Chain, Codec, EncodeContext, LowRank, Quantized
+from ders_core.codecs.fitting import directions
+from ders_core.codecs.group import GroupCodec
+from ders_core.compute.threads import one_thread
+from ders_core.pipeline.believed import Inputs
+from ders_core.pipeline.calibration import write_calibration
+from ders_core.pipeline.knowledge import encode_expert
+from ders_core.pipeline.needed_beside import needed_beside
+from ders_core.recipe import Recipe, Rule
+
+
+@pytest.mark.parametrize("shape", [(4096, 1024), (1024, 4096)], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"factor_bits": 4}], ids=str)
+def test_low_rank_holds_no_more_than_it_tells(
+    shape: tuple[int, int], fields: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all steps of the Krylov space; and a third of what is told is held, and a delta in
+    float32 takes more."""
+    monkeypatch.setattr(directions, "_is_settled", lambda *_: False)
+    random, codec = torch.Generator().manual_seed(0), LowRank(rank=48, **fields)
+    weight, base = torch.randn(2, *shape, generator=random).bfloat16()
+    context = EncodeContext(torch.bfloat16, 0)
+    with torch.inference_mode(), one_thread():
+        held = most_held(lambda: encode_expert(codec, weight, base, context))
+    assert held <= codec.beside_bytes(shape) <= 3 * held
+
+
+def test_low_rank_of_a_large_matrix_needs_less_than_its_weight() -> None:
+    """Of Mixtral's size, where a delta would take twice as much as the weight."""
+    shape = (14336, 4096)
+    assert LowRank(rank=64).beside_bytes(shape) < 0.7 * 2 * shape[0] * shape[1]
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_quantized_holds_no_more_than_it_tells_with_a_calibration(is_full: bool) -> None:
+    random, width, codec = torch.Generator().manual_seed(0), 1024, Quantized(bits=4)
+    weight, base = torch.randn(2, 8192, width, generator=random).bfloat16()
+    values = torch.randn(2 * width, width, generator=random)
+    moments = values.T @ values / len(values)
+    inputs = Inputs.of(moments if is_full else moments.diagonal().clone(), 2.0 * width)
+    context = EncodeContext(torch.bfloat16, 0, inputs.believed)
+    with torch.inference_mode(), one_thread():
+        held = most_held(lambda: encode_expert(codec, weight, base, context, inputs=inputs))
+    told = codec.calibrated_bytes((8192, width), is_full=is_full)
+    told += codec.shared_bytes(width) if is_full else 0
+    assert held <= told <= 3 * held
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        Quantized(bits=4),
+        LowRank(rank=2),
+        Chain(stages=(LowRank(rank=1), Quantized(bits=2))),
+    ],
+    ids=lambda codec: codec.name,
+)
+def test_what_a_group_needs_depends_on_what_was_measured(codec: Codec, tmp_path: Path) -> None:
+    """Without a calibration, with diagonals, with full moments, and with those of each expert."""
+    write_experts(tmp_path / "model", 4)
+    group, each = gates(tmp_path / "model"), GroupCodec.same(codec, 4)
+    shape, square = (group.shape[1], group.shape[2]), 4 * group.shape[2] ** 2
+    unit = torch.eye(group.shape[2])
+    full = {"0.in.moments": unit, "0.routed": torch.tensor([9] * 4)}
+    found = []
+    for name, tensors in (
+        ("diagonal", full | {"0.in.moments": torch.ones(group.shape[2])}),
+        ("full", full),
+        ("each", full | {"0.in.each": unit.expand(4, -1, -1).contiguous()}),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        write_calibration(path, "0" * 64, 36, tensors)
+        recipe = Recipe(name="x", rules=(Rule(codec=codec),), calibration=path)
+        found.append(needed_beside(group, recipe, each))
+    plain = Recipe(name="x", rules=(Rule(codec=codec),))
+    assert needed_beside(group, plain, each) == (codec.beside_bytes(shape), 0)
+    factor = codec.shared_bytes(group.shape[2])
+    assert factor >= square
+    assert found[0] == (codec.calibrated_bytes(shape, is_full=False), 0)
+    beside = codec.calibrated_bytes(shape, is_full=True)
+    assert found[1] == (beside, square + factor)
+    assert found[2] == (beside + factor, 5 * square + factor)
