@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ders_core.cli.console import print_table
+from ders_core.cli.console import print_json, print_table
 from ders_core.pipeline.quality import (
     KL,
     KL_P95,
@@ -49,6 +49,14 @@ def print_tasks(scores: Sequence[TaskScore]) -> None:
     if scores:
         rows = [[score.task, score.metric, score.text, str(score.samples)] for score in scores]
         print_table(["task", "metric", "reached", "questions"], rows)
+
+
+def print_measured(quality: Quality | None, scores: Sequence[TaskScore]) -> None:
+    """Both as one JSON object; nothing where nothing was measured."""
+    measured = quality.to_dict() if quality else {}
+    tables = {"tasks": [score.model_dump(mode="json") for score in scores]} if scores else {}
+    if measured or tables:
+        print_json(measured | tables)
 
 
 def _print_domains(quality: Quality) -> None:
