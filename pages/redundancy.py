@@ -13,6 +13,7 @@ from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.beside_another import beside_another
 from ders_core.ui.expert_pair import choose_clicked, expert_pair
 from ders_core.ui.pair_difference import where_they_differ
+from ders_core.ui.plain import answer_first
 from ders_core.ui.plots import live_plot, made, plot
 from ders_core.ui.routing_share import routing_shares
 from ders_core.units import signed_text
@@ -102,7 +103,7 @@ frame.head(
 )
 source = frame.need_checkpoint()
 analysis = need_analysis(source)
-st.markdown(f"**{analysis.verdict.sentence}**")
+st.markdown(answer_first(analysis.verdict.sentence))
 left, right = st.columns([2, 3], gap="large")
 with left:
     layer, projection, metric = pick(analysis, source)
@@ -115,12 +116,13 @@ with left:
     )
     experts_table = of_group(analysis.experts, layer, projection)
     chosen = routing_shares(session.recipe(), source, layer, len(experts_table))
-    plot(
+    live_plot(
         made("norms", figures.norm_bars, analysis, *group, chosen=chosen),
         "norm_bars",
         experts_table if chosen is None else experts_table.assign(chosen=chosen),
         alt="Norm of each expert's delta, and its share of choices if the recipe's calibration "
         "tells it",
+        of=source.path,
     )
 
 
@@ -132,7 +134,7 @@ with right:
     with experts:
         st.markdown(analysis.about_clusters(layer, projection))
         tree = analysis.expert_tree(layer, projection)
-        clicked = plot(
+        clicked = live_plot(
             made(
                 "similarity",
                 figures.similarity_heatmap,
@@ -146,6 +148,7 @@ with right:
             alt="1 − cos of every pair of experts, in the order of the tree beside it; lines part "
             "the sets of experts that share a base",
             selectable=True,
+            of=source.path,
             tree=tree.table(),
         )
         choose_clicked(clicked, tree.order)

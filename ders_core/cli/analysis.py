@@ -10,7 +10,7 @@ import typer
 
 from ders_core.cli.console import print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, SchedulerOption
-from ders_core.units import bytes_text, listed, share_text
+from ders_core.units import bytes_text, listed, number_text, share_text
 
 if TYPE_CHECKING:
     from ders_core.analysis import Analysis, Spectra
@@ -147,9 +147,9 @@ def _print_analysis(analysis: Analysis) -> None:
                 str(row.projection),
                 str(row.experts),
                 str(row.clusters),
-                f"{row.norm_ratio:.3g}",
-                f"{row.mean_one_minus_cos:.3g}",
-                f"{row.max_one_minus_cos:.3g}",
+                number_text(row.norm_ratio),
+                number_text(row.mean_one_minus_cos),
+                number_text(row.max_one_minus_cos),
             ]
             for row in groups.itertuples()
         ],

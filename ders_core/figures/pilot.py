@@ -20,7 +20,7 @@ from ders_core.pipeline.quality import (
     kl_text,
 )
 from ders_core.tune.pilot.outcome import CHOSEN_AS, SAFE_KL, Asked, Pilot, Point, Role
-from ders_core.units import bytes_text, count_text, share_text, visible
+from ders_core.units import bytes_text, count_text, number_text, share_text, visible
 
 COLOURS: Mapping[Role, str] = {"safe": "#0072b2", "aggressive": ACCENT}
 
@@ -66,7 +66,7 @@ def pilot_figure(pilot: Pilot) -> go.Figure:
     )
     figure.update_xaxes(title_text="size, share of original", gridcolor="#e6eaee", **PERCENT)
     figure.update_yaxes(
-        title_text=KL.label, type="log", dtick=1, exponentformat="power", gridcolor="#e6eaee"
+        title_text=KL.label, type="log", dtick=1, tickformat="~g", gridcolor="#e6eaee"
     )
     return finish(figure, "Size against KL", height=440)
 
@@ -137,7 +137,7 @@ def _row(pilot: Pilot, point: Point) -> str:
     cells = [
         point.label,
         share_text(point.measured.nbytes / pilot.bytes_total),
-        f"≤ {point.aim:.2g}",
+        f"≤ {number_text(point.aim, 2)}",
         KL.text(point.predicted_kl),
         kl_text(quality.to_dict()),
         "yes" if point.is_safe else "no",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from ders_core.errors import DersError
 from ders_core.jobs import Job, Which, ensure_worker
@@ -66,9 +67,11 @@ def _first(kind: str, state: JobState, most: int) -> list[Job]:
     return session.job_store().page(Which((kind,), (state,)), "oldest", most=most)
 
 
-def job_panel(job: Job, stop: str = "Cancel") -> None:
-    """A bordered panel: title, state, bar, message, time left. stop: label of the cancel button."""
-    with st.container(border=True):
+def job_panel(job: Job, stop: str = "Cancel") -> DeltaGenerator:
+    """A bordered panel: title, state, bar, message, time left. stop: label of the cancel button.
+    Returns the panel, for more about the job."""
+    panel = st.container(border=True)
+    with panel:
         word, colour = STATES[job.state]
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(strong(job.title))
@@ -87,6 +90,7 @@ def job_panel(job: Job, stop: str = "Cancel") -> None:
             if job.error:
                 show_error(job.error)
             resume_button(job, f"resume_{job.id}")
+    return panel
 
 
 def resume_button(job: Job, key: str) -> None:

@@ -10,7 +10,6 @@ import streamlit as st
 
 from ders_core.analysis import Analysis
 from ders_core.later import pd
-from ders_core.pipeline.quality import Figure
 
 Click = Callable[[Mapping[str, Any]], None]
 """What is told of a point that was clicked: among else its `x` and `y`."""
@@ -36,17 +35,11 @@ def plot(
     *,
     alt: str,
     selectable: bool = False,
-    tree: pd.DataFrame | None = None,
 ) -> Any:
     """Show a figure and its CSV button. selectable: return the clicks on points. alt: a description
-    for screen readers. tree: what a second button downloads, of a tree in the figure."""
+    for screen readers."""
     event = _chart(figure, key, _config(key), alt, selectable=selectable)
-    if tree is None:
-        csv_button(data, key)
-    else:
-        with st.container(horizontal=True):
-            csv_button(data, key)
-            csv_button(tree, f"{key}_tree", "The joins of the tree.", label="CSV of the tree")
+    csv_button(data, key)
     return event
 
 
@@ -73,13 +66,6 @@ def _chart(
     )
 
 
-def figure_column(figure: Figure, note: str = "") -> Any:
-    """A column of a figure whose values are multiplied by its scale already. note: a sentence that
-    its help ends with."""
-    words = f"{figure.help} {note}".rstrip()
-    return st.column_config.NumberColumn(figure.short, format=figure.format, help=words)
-
-
 def live_plot(
     figure: go.Figure,
     key: str,
@@ -89,6 +75,7 @@ def live_plot(
     selectable: bool = False,
     on_click: Click | None = None,
     of: object = None,
+    tree: pd.DataFrame | None = None,
 ) -> Any:
     """As `plot`, for a figure that changes while it is on the page.
 
@@ -96,7 +83,8 @@ def live_plot(
     overlap: the previous figure stays visible until the new one is drawn.
 
     on_click: called with the point that was clicked, before the page is drawn again. of: what the
-    figure shows; one of something else is not shown while the new one is drawn.
+    figure shows; one of something else is not shown while the new one is drawn. tree: what a
+    second button downloads, of a tree in the figure.
     """
     shown: list[tuple[int, go.Figure]]
     shown_of, shown = st.session_state.setdefault(f"{key}_shown", (of, [(0, figure)]))
@@ -128,7 +116,10 @@ def live_plot(
         f"{both}>*{{grid-area:1/1}}"
         f"{both}:has({new} svg.main-svg) {before}{{visibility:hidden}}</style>"
     )
-    csv_button(data, key)
+    with st.container(horizontal=True):
+        csv_button(data, key)
+        if tree is not None:
+            csv_button(tree, f"{key}_tree", "The joins of the tree.", label="CSV of the tree")
     return event
 
 

@@ -68,7 +68,7 @@ def test_nothing_is_drawn_of_two_that_are_the_same(
     app: AppTest, analysed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(section, "plot", lambda figure, key, *_, **__: drawn.append(key))
+    monkeypatch.setattr(section, "live_plot", lambda figure, key, *_, **__: drawn.append(key))
     on(opened(app, analysed), "redundancy")
     assert drawn == ["pair_blocks"]
     group = open_checkpoint(analysed).group(0, "gate")

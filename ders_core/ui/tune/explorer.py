@@ -14,6 +14,7 @@ from ders_core.tune.allocate import Allocation
 from ders_core.tune.scores import Scores
 from ders_core.tune.written import as_recipe
 from ders_core.ui import kept, session
+from ders_core.ui.number_columns import number_column
 from ders_core.ui.plain import show_error
 from ders_core.ui.plots import live_plot
 from ders_core.ui.tune.bound_fields import checked_bound, typed_bound
@@ -203,13 +204,14 @@ def _buttons(
 
 
 def _table(units: pd.DataFrame) -> None:
+    shown = units[["matrix", "codec", "bits", "bytes", "cost"]].assign(bytes=units["bytes"] / 1e6)
     st.dataframe(
-        units[["matrix", "codec", "bits", "bytes", "cost"]].assign(bytes=units["bytes"] / 1e6),
+        shown,
         hide_index=True,
         column_config={
             "codec": st.column_config.TextColumn(width="medium"),
-            "bits": st.column_config.NumberColumn("bits a weight", format="%.3g"),
-            "bytes": st.column_config.NumberColumn("MB", format="%.3g"),
-            "cost": st.column_config.NumberColumn("predicted cost", help=COST, format="%.3g"),
+            "bits": number_column("bits a weight", shown["bits"]),
+            "bytes": number_column("MB", shown["bytes"]),
+            "cost": number_column("predicted cost", shown["cost"], help=COST),
         },
     )

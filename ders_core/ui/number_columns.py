@@ -1,0 +1,43 @@
+"""Columns of numbers in tables: all numbers of a column have the same number of decimals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from ders_core.later import np, pd
+from ders_core.pipeline.quality import Figure
+from ders_core.units import CONVERSION, decimals
+
+MORE = 2
+"""Decimals that small numbers may add to those of the largest one in their column."""
+
+SHARE = "%.1f %%"
+
+
+def number_format(format: str, values: pd.Series) -> str:
+    """Of a column, for browsers, which would drop zeros at the end: '%.3g' becomes '%.2f' for 18.5
+    and 3.25, so that both have their three digits, if the largest does not get too many."""
+    found = CONVERSION.search(format)
+    sizes = np.abs(values.to_numpy(dtype=float, na_value=np.nan))
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if found is None or not len(sizes):
+        return format
+    digits = int(found[2])
+    places = min(decimals(sizes.min(), digits), decimals(sizes.max(), digits) + MORE)
+    return format.replace(found[0], f"%{found[1]}.{places}f")
+
+
+def number_column(
+    label: str, values: pd.Series, format: str = "%.3g", *, help: str | None = None
+) -> Any:
+    """values: what the column shows."""
+    return st.column_config.NumberColumn(label, format=number_format(format, values), help=help)
+
+
+def figure_column(figure: Figure, shown: pd.DataFrame, note: str = "") -> Any:
+    """A column of a figure. shown: the table, whose values are multiplied by the figure's scale
+    already. note: a sentence that its help ends with."""
+    values = shown.get(figure.key, pd.Series(dtype=float))
+    return number_column(figure.short, values, figure.format, help=f"{figure.help} {note}".rstrip())
