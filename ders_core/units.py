@@ -6,10 +6,13 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 LEAST_PLAIN = 1e-6
 """Smaller numbers have an exponent, as browsers write them too."""
+
+MORE_DECIMALS = 2
+"""Decimals that small numbers may add to those of the largest one in their column."""
 
 CONVERSION = re.compile(r"%(\+?)\.(\d)g")
 
@@ -37,6 +40,18 @@ def formatted(format: str, number: float) -> str:
         return format % number
     sign = found[1] if number > 0 else ""
     return format.replace(found[0], sign + number_text(number, int(found[2]))).replace("%%", "%")
+
+
+def for_column(format: str, numbers: Iterable[float]) -> str:
+    """A format in which all numbers of a column have as many decimals: '%.3g' becomes '%.2f' for
+    18.5 and 3.25, so that the smallest has its digits, if the largest does not get too many."""
+    found = CONVERSION.search(format)
+    sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
+    if found is None or not sizes:
+        return format
+    digits = int(found[2])
+    places = min(decimals(min(sizes), digits), decimals(max(sizes), digits) + MORE_DECIMALS)
+    return format.replace(found[0], f"%{found[1]}.{places}f")
 
 
 def bytes_text(count: float) -> str:

@@ -7,7 +7,17 @@ from textwrap import wrap
 
 import plotly.graph_objects as go
 
-from ders_core.figures.style import ACCENT, PERCENT, QUIET, SEQUENTIAL, finish, label_of, percent
+from ders_core.figures.style import (
+    ACCENT,
+    PERCENT,
+    QUIET,
+    SEQUENTIAL,
+    TUNED,
+    UNIFORM,
+    finish,
+    label_of,
+    percent,
+)
 from ders_core.later import np, pd
 from ders_core.units import bytes_text, number_text
 
@@ -17,13 +27,10 @@ LEAST_BITS, MOST_BITS = 1 / 8, 8.0
 WIDTH = 40
 """Of a hover text, in characters."""
 
-TUNED = "#009e73"
-"""Of what is tuned, predicted or measured."""
-
 MEASURED = {
     "run": ("measured run", "#56b4e9", "circle"),
     "tuned": ("measured, tuned", TUNED, "circle-open"),
-    "uniform": ("measured, uniform recipe", "#cc79a7", "square-open"),
+    "uniform": ("measured, uniform recipe", UNIFORM, "square-open"),
 }
 """Of each role: its name, colour and sign."""
 
@@ -63,7 +70,12 @@ def frontier(
             y=rows["kl"],
             mode="markers",
             name=name,
-            marker={"size": 11, "color": colour, "symbol": sign, "line": {"width": 2}},
+            marker={
+                "size": 11,
+                "color": colour,
+                "symbol": sign,
+                "line": {"width": 2, "color": colour},
+            },
             error_y={
                 "array": rows["high"] - rows["kl"],
                 "arrayminus": rows["kl"] - rows["low"],

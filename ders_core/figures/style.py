@@ -29,6 +29,8 @@ ACCENT = "#d55e00"
 QUIET = "#8a949e"
 MEAN = "#6b7680"
 """Of what is the mean of experts: no expert's hue, and to be seen on light and dark ground."""
+TUNED, UNIFORM = "#009e73", "#cc79a7"
+"""Of what is tuned, predicted or measured, and of recipes with one strength for all."""
 KEPT = "rgba(47, 143, 189, 0.28)"
 """Of an area that is kept."""
 PERCENT = {"ticksuffix": " %"}

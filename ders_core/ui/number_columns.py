@@ -8,25 +8,14 @@ import streamlit as st
 
 from ders_core.later import np, pd
 from ders_core.pipeline.quality import Figure
-from ders_core.units import CONVERSION, decimals
-
-MORE = 2
-"""Decimals that small numbers may add to those of the largest one in their column."""
+from ders_core.units import for_column
 
 SHARE = "%.1f %%"
 
 
 def number_format(format: str, values: pd.Series) -> str:
-    """Of a column, for browsers, which would drop zeros at the end: '%.3g' becomes '%.2f' for 18.5
-    and 3.25, so that both have their three digits, if the largest does not get too many."""
-    found = CONVERSION.search(format)
-    sizes = np.abs(values.to_numpy(dtype=float, na_value=np.nan))
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
-    if found is None or not len(sizes):
-        return format
-    digits = int(found[2])
-    places = min(decimals(sizes.min(), digits), decimals(sizes.max(), digits) + MORE)
-    return format.replace(found[0], f"%{found[1]}.{places}f")
+    """As `units.for_column`, for browsers, which would drop zeros at the end of '%.3g'."""
+    return for_column(format, values.to_numpy(dtype=float, na_value=np.nan).tolist())
 
 
 def number_column(

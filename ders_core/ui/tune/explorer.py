@@ -30,8 +30,8 @@ SIZE = "tune_size"
 """Key of the slider."""
 
 COST = (
-    "What the matrix's own errors cost, in nats a token, as predicted. What meets errors of "
-    "others, such as choices of experts that tip, is in the total only."
+    "What the matrix's own errors cost, in millionths of a nat a token, as predicted. What meets "
+    "errors of others, such as choices of experts that tip, is in the total only."
 )
 
 
@@ -204,14 +204,16 @@ def _buttons(
 
 
 def _table(units: pd.DataFrame) -> None:
-    shown = units[["matrix", "codec", "bits", "bytes", "cost"]].assign(bytes=units["bytes"] / 1e6)
+    shown = units[["matrix", "codec", "bits", "bytes", "cost"]].assign(
+        bytes=units["bytes"] / 1e6, cost=units["cost"] * 1e6
+    )
     st.dataframe(
         shown,
         hide_index=True,
         column_config={
             "codec": st.column_config.TextColumn(width="medium"),
             "bits": number_column("bits a weight", shown["bits"]),
-            "bytes": number_column("MB", shown["bytes"]),
-            "cost": number_column("predicted cost", shown["cost"], help=COST),
+            "bytes": number_column("MB", shown["bytes"], "%.2g"),
+            "cost": number_column("predicted cost, 10⁻⁶ nats", shown["cost"], "%.2g", help=COST),
         },
     )
