@@ -286,7 +286,7 @@ elif by_id:
     for column, card in zip(columns, CARDS, strict=True):
         with column:
             codes.append(show_card(*by_id[chosen], card))
-    st.markdown("### How to use it")
+    st.markdown("## How to use it")
     show_codes(codes)
     memory = st.container(key="export_memory")
     st.caption(

@@ -116,13 +116,12 @@ with left:
     )
     experts_table = of_group(analysis.experts, layer, projection)
     chosen = routing_shares(session.recipe(), source, layer, len(experts_table))
-    live_plot(
+    plot(
         made("norms", figures.norm_bars, analysis, *group, chosen=chosen),
         "norm_bars",
         experts_table if chosen is None else experts_table.assign(chosen=chosen),
         alt="Norm of each expert's delta, and its share of choices if the recipe's calibration "
         "tells it",
-        of=source.path,
     )
 
 
@@ -134,7 +133,7 @@ with right:
     with experts:
         st.markdown(analysis.about_clusters(layer, projection))
         tree = analysis.expert_tree(layer, projection)
-        clicked = live_plot(
+        clicked = plot(
             made(
                 "similarity",
                 figures.similarity_heatmap,
@@ -148,7 +147,6 @@ with right:
             alt="1 − cos of every pair of experts, in the order of the tree beside it; lines part "
             "the sets of experts that share a base",
             selectable=True,
-            of=source.path,
             tree=tree.table(),
         )
         choose_clicked(clicked, tree.order)

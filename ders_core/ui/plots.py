@@ -35,11 +35,17 @@ def plot(
     *,
     alt: str,
     selectable: bool = False,
+    tree: pd.DataFrame | None = None,
 ) -> Any:
     """Show a figure and its CSV button. selectable: return the clicks on points. alt: a description
-    for screen readers."""
+    for screen readers. tree: what a second button downloads, of a tree in the figure."""
     event = _chart(figure, key, _config(key), alt, selectable=selectable)
-    csv_button(data, key)
+    if tree is None:
+        csv_button(data, key)
+    else:
+        with st.container(horizontal=True):
+            csv_button(data, key)
+            csv_button(tree, f"{key}_tree", "The joins of the tree.", label="CSV of the tree")
     return event
 
 
@@ -75,7 +81,6 @@ def live_plot(
     selectable: bool = False,
     on_click: Click | None = None,
     of: object = None,
-    tree: pd.DataFrame | None = None,
 ) -> Any:
     """As `plot`, for a figure that changes while it is on the page.
 
@@ -83,8 +88,7 @@ def live_plot(
     overlap: the previous figure stays visible until the new one is drawn.
 
     on_click: called with the point that was clicked, before the page is drawn again. of: what the
-    figure shows; one of something else is not shown while the new one is drawn. tree: what a
-    second button downloads, of a tree in the figure.
+    figure shows; one of something else is not shown while the new one is drawn.
     """
     shown: list[tuple[int, go.Figure]]
     shown_of, shown = st.session_state.setdefault(f"{key}_shown", (of, [(0, figure)]))
@@ -116,10 +120,7 @@ def live_plot(
         f"{both}>*{{grid-area:1/1}}"
         f"{both}:has({new} svg.main-svg) {before}{{visibility:hidden}}</style>"
     )
-    with st.container(horizontal=True):
-        csv_button(data, key)
-        if tree is not None:
-            csv_button(tree, f"{key}_tree", "The joins of the tree.", label="CSV of the tree")
+    csv_button(data, key)
     return event
 
 

@@ -195,7 +195,7 @@ def test_a_link_and_a_click_show_their_pair_of_experts(
     # A click on a cell of the map chooses its pair; one on a joint of the tree chooses nothing.
     row = analysis.expert_tree(*group).order.index(1)
     for point in ({"x": "E3", "y": row}, {"x": -3.1, "y": 0.5}, {"x": "E3", "y": 99}):
-        app.session_state["similarity_0"] = {"selection": {"points": [point]}}
+        app.session_state["similarity"] = {"selection": {"points": [point]}}
         app.run()
         assert not app.exception
         assert (app.query_params["expert"], app.query_params["with"]) == ("1", "3")
