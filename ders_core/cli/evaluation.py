@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ders_core.cli.console import print_json, print_table
 from ders_core.pipeline.quality import (
@@ -44,19 +45,22 @@ def print_quality(quality: Quality) -> None:
     _print_worst(quality)
 
 
+@contextmanager
+def json_if_tasks_fail(quality: Quality | None) -> Iterator[None]:
+    """Print what texts measured if the block fails or is interrupted, and nothing without it."""
+    try:
+        yield
+    except BaseException:
+        if quality is not None:
+            print_json(quality.to_dict())
+        raise
+
+
 def print_tasks(scores: Sequence[TaskScore]) -> None:
     """A row for each metric of each task; nothing without tasks."""
     if scores:
         rows = [[score.task, score.metric, score.text, str(score.samples)] for score in scores]
         print_table(["task", "metric", "reached", "questions"], rows)
-
-
-def print_measured(quality: Quality | None, scores: Sequence[TaskScore]) -> None:
-    """Both as one JSON object; nothing where nothing was measured."""
-    measured = quality.to_dict() if quality else {}
-    tables = {"tasks": [score.model_dump(mode="json") for score in scores]} if scores else {}
-    if measured or tables:
-        print_json(measured | tables)
 
 
 def _print_domains(quality: Quality) -> None:

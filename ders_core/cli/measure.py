@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
-from ders_core.cli.evaluation import print_measured, print_quality, print_tasks
+from ders_core.cli.evaluation import json_if_tasks_fail, print_quality, print_tasks
 from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
@@ -92,24 +92,27 @@ def evaluate(
             )
     if quality and not as_json:
         print_quality(quality)  # now: it is not lost if tasks fail
-    try:
-        if asked:
-            with progress_bar("eval", hidden=as_json) as progress:
-                scores = evaluate_tasks(
-                    model,
-                    asked,
-                    reference,
-                    limit=limit,
-                    device=device,
-                    dtype=parse_dtype(dtype),
-                    trust_remote_code=trust_remote_code,
-                    mode=mode,
-                    progress=progress,
-                )
-    finally:
-        if as_json:
-            print_measured(quality, scores)  # what is known of the texts, if tasks fail
-    if not as_json:
+    if asked:
+        with (
+            json_if_tasks_fail(quality if as_json else None),
+            progress_bar("eval", hidden=as_json) as progress,
+        ):
+            scores = evaluate_tasks(
+                model,
+                asked,
+                reference,
+                limit=limit,
+                device=device,
+                dtype=parse_dtype(dtype),
+                trust_remote_code=trust_remote_code,
+                mode=mode,
+                progress=progress,
+            )
+    if as_json:
+        measured = quality.to_dict() if quality else {}
+        tables = {"tasks": [score.model_dump(mode="json") for score in scores]} if scores else {}
+        print_json(measured | tables)
+    else:
         print_tasks(scores)
 
 

@@ -125,11 +125,11 @@ def test_what_was_asked_is_not_asked_again(
 
 
 def test_prompts_of_several_lines_are_named_in_one(
-    app: AppTest,
-    store: JobStore,
-    runs: dict[str, Path],
-    mixtral_dir: Path,
     work: Callable[[], None],
+    app: AppTest,
+    runs: dict[str, Path],
+    store: JobStore,
+    mixtral_dir: Path,
 ) -> None:
     models = [{"name": name, "packed": str(packed)} for name, packed in runs.items()]
     for prompt in ("The river\n  runs\n", "The mill"):
