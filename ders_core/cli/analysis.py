@@ -143,15 +143,12 @@ def _print_analysis(analysis: Analysis) -> None:
         ["layer", "projection", "experts", "bases", "‖Δ‖/‖W‖", "mean 1−cos", "max 1−cos"],
         [
             [
-                str(row.layer),
-                str(row.projection),
-                str(row.experts),
-                str(row.clusters),
-                number_text(row.norm_ratio),
-                number_text(row.mean_one_minus_cos),
-                number_text(row.max_one_minus_cos),
+                *(str(row[name]) for name in ("layer", "projection", "experts", "clusters")),
+                number_text(row["norm_ratio"]),
+                number_text(row["mean_one_minus_cos"]),
+                number_text(row["max_one_minus_cos"]),
             ]
-            for row in groups.itertuples()
+            for row in groups.to_dict("records")
         ],
     )
     print_line(analysis.verdict.sentence)

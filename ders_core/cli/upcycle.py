@@ -71,7 +71,7 @@ def upcycle(
         ["peak memory", bytes_text(result.peak_memory)],
         ["computed in", result.precision],
     ]
-    if result.perplexity is not None:
+    if result.perplexity is not None and result.dense_perplexity is not None:
         rows.insert(
             3,
             [

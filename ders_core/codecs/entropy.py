@@ -135,9 +135,7 @@ class Entropy(DeltaCodec):
 
     @property
     def label(self) -> str:
-        strength = (
-            f"{self.bits:g} bits" if self.bits is not None else f"knob {number_text(self.knob)}"
-        )
+        strength = f"{self.bits:g} bits" if self.knob is None else f"knob {number_text(self.knob)}"
         extras = [
             self.rounding if self.rounding != "nearest" else "",
             "sensitive steps" if self.steps == "sensitive" else "",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
+from streamlit.elements.lib.column_types import ColumnConfig
 
 from ders_core.later import np, pd
 from ders_core.pipeline.quality import Figure
@@ -20,12 +19,12 @@ def number_format(format: str, values: pd.Series) -> str:
 
 def number_column(
     label: str, values: pd.Series, format: str = "%.3g", *, help: str | None = None
-) -> Any:
+) -> ColumnConfig:
     """values: what the column shows."""
     return st.column_config.NumberColumn(label, format=number_format(format, values), help=help)
 
 
-def figure_column(figure: Figure, shown: pd.DataFrame, note: str = "") -> Any:
+def figure_column(figure: Figure, shown: pd.DataFrame, note: str = "") -> ColumnConfig:
     """A column of a figure. shown: the table, whose values are multiplied by the figure's scale
     already. note: a sentence that its help ends with."""
     values = shown.get(figure.key, pd.Series(dtype=float))

@@ -84,6 +84,7 @@ def test_kl_with_gradients(app: AppTest, mixtral_dir: Path, workspace: Workspace
     recipe = recipe_of(app)
     assert recipe.codec(0, "up").needs_of_calibration == "inputs"
     kl = forecast(resolve(recipe, source), source).predicted_kl
+    assert kl is not None
     assert shown(app)["Predicted KL"] == number_text(kl)
     assert "Gain" not in shown(app)
 
@@ -105,6 +106,7 @@ def test_one_group_on_the_spectra_page(
     rule |= {"rounding": "unbiased", "gain": "auto"}
     recipe = Recipe.model_validate({"name": "x", "calibration": path, "rules": [rule]})
     kl = forecast(resolve(recipe, source), source).predicted_kl
+    assert kl is not None
     assert shown(app)["Predicted KL"] == number_text(kl)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,8 +34,8 @@ def test_a_column_has_the_decimals_of_its_smallest_number(
 
 def test_a_figure_that_a_table_does_not_have_keeps_its_format() -> None:
     shown = pd.DataFrame({KL.key: [0.5, 0.25]})
-    column = figure_column(KL, shown)
+    column: Any = figure_column(KL, shown)
     assert column["type_config"]["format"] == "%.3f"
-    other = figure_column(PERPLEXITY_CHANGE, shown, "A note.")
+    other: Any = figure_column(PERPLEXITY_CHANGE, shown, "A note.")
     assert other["type_config"]["format"] == PERPLEXITY_CHANGE.format
     assert other["help"].endswith("A note.")
