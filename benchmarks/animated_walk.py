@@ -163,7 +163,7 @@ def ask(film: Film, studio: Studio) -> None:
 
 def finish(film: Film, studio: Studio) -> None:
     film.go("Export")
-    expect(film.page.get_by_text("Packed DeRS checkpoint")).to_be_visible()
+    expect(film.page.get_by_text("Packed DeRS checkpoint").first).to_be_visible()
     film.frame(3 * SHOWN)
 
 

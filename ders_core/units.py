@@ -3,36 +3,87 @@ names that come from files."""
 
 from __future__ import annotations
 
+import math
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+LEAST_PLAIN = 1e-6
+"""Smaller numbers have an exponent, as browsers write them too."""
+
+MORE_DECIMALS = 2
+"""Decimals that small numbers may add to those of the largest one in their column."""
+
+CONVERSION = re.compile(r"%(\+?)\.(\d)g")
+
+
+def number_text(number: float, digits: int = 3) -> str:
+    """Significant digits, zeros among them: '0.0000580', '18.50' of 4, '1234', '5.80e-7', '0'."""
+    if number == 0 or not math.isfinite(number):
+        return f"{number:g}"
+    rounded = f"{number:.{digits - 1}e}"
+    if abs(number) < LEAST_PLAIN:
+        mantissa, exponent = rounded.split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{float(rounded):.{decimals(number, digits)}f}"
+
+
+def decimals(number: float, digits: int) -> int:
+    """How many decimals a number other than 0 has that is rounded to significant digits."""
+    return max(digits - 1 - int(f"{number:.{digits - 1}e}".split("e")[1]), 0)
+
+
+def formatted(format: str, number: float) -> str:
+    """As `format % number`, but '%.3g' and the like write as `number_text` does."""
+    found = CONVERSION.search(format)
+    if found is None:
+        return format % number
+    sign = found[1] if number > 0 else ""
+    return format.replace(found[0], sign + number_text(number, int(found[2]))).replace("%%", "%")
+
+
+def for_column(format: str, numbers: Iterable[float]) -> str:
+    """A format in which all numbers of a column have as many decimals: '%.3g' becomes '%.2f' for
+    18.5 and 3.25, so that the smallest has its digits, if the largest does not get too many."""
+    found = CONVERSION.search(format)
+    sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
+    if found is None or not sizes:
+        return format
+    digits = int(found[2])
+    places = min(decimals(min(sizes), digits), decimals(max(sizes), digits) + MORE_DECIMALS)
+    return format.replace(found[0], f"%{found[1]}.{places}f")
 
 
 def bytes_text(count: float) -> str:
     """Bytes in powers of ten: '26.4 MB'."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 999.5:
-            return f"{count:.3g} {unit}"
+    if abs(count) < 999.5:
+        return f"{count:.3g} B"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    return f"{count:.3g} TB"
+        if abs(count) < 999.5:
+            return f"{number_text(count)} {unit}"
+    return f"{number_text(count / 1000)} TB"
 
 
 def count_text(count: float) -> str:
     """A count in powers of ten: '2.52 M'."""
-    for unit in ("", " k", " M"):
-        if abs(count) < 999.5:
-            return f"{count:.3g}{unit}"
+    if abs(count) < 999.5:
+        return f"{count:.3g}"
+    for unit in ("k", "M"):
         count /= 1000
-    return f"{count:.3g} B"
+        if abs(count) < 999.5:
+            return f"{number_text(count)} {unit}"
+    return f"{number_text(count / 1000)} B"
 
 
 def share_text(share: float) -> str:
     """A share as a percentage: '31.2 %'."""
-    return f"{100 * share:.3g} %"
+    return f"{number_text(100 * share)} %"
 
 
 def signed_text(number: float) -> str:
     """A number with a minus sign in place of a hyphen: '−0.22'."""
-    return f"{'−' if number < 0 else ''}{abs(number):.3g}"
+    return f"{'−' if number < 0 else ''}{number_text(abs(number))}"
 
 
 def duration_text(seconds: float) -> str:
@@ -49,6 +100,12 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     """'a, b and 7 more'; control characters are escaped, since names may come from files."""
     shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def in_one_line(text: str) -> str:
+    """As `visible`, but with a sign for line ends, and one blank for several."""
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return visible(" ↵ ".join(filter(None, lines)))
 
 
 def visible(text: str) -> str:

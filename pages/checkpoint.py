@@ -14,6 +14,7 @@ from ders_core.recipe import presets
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.composition import composition
 from ders_core.ui.demo import expect_demo
+from ders_core.ui.number_columns import number_column
 from ders_core.ui.plain import plain, show_error
 from ders_core.units import bytes_text, listed, share_text, visible
 
@@ -201,11 +202,12 @@ def tables(source: Checkpoint) -> None:
             }
         )
     st.markdown("## Layers with experts")
+    layers = pd.DataFrame(rows)
     st.dataframe(
-        pd.DataFrame(rows),
+        layers,
         hide_index=True,
         column_config={
-            "size": st.column_config.NumberColumn("size, MB", format="%.3g"),
+            "size": number_column("size, MB", layers["size"]),
             "shapes": st.column_config.TextColumn("shapes (out × in)"),
         },
     )
@@ -215,7 +217,7 @@ def tables(source: Checkpoint) -> None:
             others,
             hide_index=True,
             lazy=True,  # of many, a browser gets the rows that it shows
-            column_config={"size": st.column_config.NumberColumn("size, MB", format="%.3g")},
+            column_config={"size": number_column("size, MB", others["size"])},
         )
 
 

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import streamlit as st
@@ -112,7 +112,7 @@ CARDS = (
     FormatCard(
         "packed",
         "Packed DeRS checkpoint",
-        "Small. transformers loads it with ders_core, which synthesizes the weights while loading.",
+        "transformers loads it with ders_core, which synthesizes the weights while loading.",
         "ders",
         packed_size,
         packed_code,
@@ -129,7 +129,7 @@ CARDS = (
     FormatCard(
         "patch",
         "Patch",
-        "Deltas alone. `ders apply` adds them to a base that is kept elsewhere and refuses any "
+        "`ders apply` adds them to a base that is kept elsewhere and refuses any "
         "other base; `ders rollback` removes them again.",
         "patch",
         patch_size,
@@ -178,8 +178,9 @@ def memory_text(result: PackedResult) -> str:
     )
 
 
-def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
-    """One format: its size, the directory to write, the button, and how to use the result."""
+def show_card(job: Job, result: PackedResult, card: FormatCard) -> str:
+    """One format: its size, the directory to write, and the button. Returns the code that uses what
+    is written."""
     with st.container(border=True, height="stretch"):
         st.markdown(f"**{card.title}**")
         st.markdown(f"{card.size(result)}. {card.about}")
@@ -199,7 +200,15 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
                 submit_export(result, card.format, path, asked)
             except DersError as error:
                 show_error(error)
-        st.code(card.code(result, path, asked), language=card.language, wrap_lines=True)
+    return card.code(result, path, asked)
+
+
+def show_codes(codes: Sequence[str]) -> None:
+    """How to use each format, in the whole width of the page: a path is seldom short."""
+    for place, card, code in zip(
+        st.tabs([card.title for card in CARDS]), CARDS, codes, strict=True
+    ):
+        place.code(code, language=card.language, wrap_lines=True)
 
 
 def submit_export(result: PackedResult, format: Format, path: str, asked: Asked) -> None:
@@ -221,6 +230,18 @@ def submit_export(result: PackedResult, format: Format, path: str, asked: Asked)
     submit("export", spec, f"Export {target.name}")
 
 
+def written(result: ExportResult, job_id: int) -> None:
+    """What an export wrote: where, its checks, and its model card as it stands there."""
+    st.code(result.out, language=None)
+    for check in result.checks:
+        mark = ":green[✓]" if check.ok else ":red[✗]"
+        st.caption(f"{mark} {plain(check.name)}: {plain(check.detail)}")
+    card = reads.model_card(result.out)
+    if card:
+        with st.expander("Model card", key=f"card_{job_id}"):
+            st.code(card, language="markdown", wrap_lines=True)
+
+
 @st.fragment(run_every=1.5)
 def exports(ended: int) -> None:
     """Running exports, and the newest that have ended, with their checks. ended: how many had when
@@ -230,13 +251,11 @@ def exports(ended: int) -> None:
         st.markdown("## Exports")
     past = store.page(Which(("export",), ENDED), most=EXPORTS)
     for job in [*active_jobs("export", ended), *past]:
-        job_panel(job)
+        panel = job_panel(job)
         result = ExportResult.of(job)
         if result is not None:
-            st.code(result.out, language=None)
-            for check in result.checks:
-                mark = ":green[✓]" if check.ok else ":red[✗]"
-                st.caption(f"{mark} {plain(check.name)}: {plain(check.detail)}")
+            with panel:
+                written(result, job.id)
     more = ended_count(counts) - len(past)
     if more > 0:
         st.caption(f"And {more} before them.")
@@ -262,10 +281,14 @@ elif by_id:
         options=list(by_id),
         format_func=lambda job_id: job_label(*by_id[job_id]),
     )
-    columns, memory = st.columns(len(CARDS)), st.container(key="export_memory")
+    columns = st.columns(len(CARDS))
+    codes = []
     for column, card in zip(columns, CARDS, strict=True):
         with column:
-            show_card(*by_id[chosen], card)
+            codes.append(show_card(*by_id[chosen], card))
+    st.markdown("## How to use it")
+    show_codes(codes)
+    memory = st.container(key="export_memory")
     st.caption(
         "A model card is added: it says the recipe, sizes, measured quality and how to load the "
         "model. Every tensor is read back and checked."

@@ -13,6 +13,7 @@ from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.beside_another import beside_another
 from ders_core.ui.expert_pair import choose_clicked, expert_pair
 from ders_core.ui.pair_difference import where_they_differ
+from ders_core.ui.plain import answer_first
 from ders_core.ui.plots import live_plot, made, plot
 from ders_core.ui.routing_share import routing_shares
 from ders_core.units import signed_text
@@ -102,7 +103,7 @@ frame.head(
 )
 source = frame.need_checkpoint()
 analysis = need_analysis(source)
-st.markdown(f"**{analysis.verdict.sentence}**")
+st.markdown(answer_first(analysis.verdict.sentence))
 left, right = st.columns([2, 3], gap="large")
 with left:
     layer, projection, metric = pick(analysis, source)

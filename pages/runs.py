@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -45,8 +47,9 @@ from ders_core.ui.job_progress import (
     submit,
 )
 from ders_core.ui.measured_texts import texts_table, worst_tokens
+from ders_core.ui.number_columns import figure_column, number_column
 from ders_core.ui.plain import plain, show_error, strong
-from ders_core.ui.plots import figure_column, plot
+from ders_core.ui.plots import plot
 from ders_core.ui.repair_job import repair_form, repairs
 from ders_core.ui.run_comparison import run_comparison
 from ders_core.ui.runs_table import runs_table
@@ -57,6 +60,7 @@ from ders_core.units import bytes_text, duration_text, share_text
 KIND = "run"
 # of a run, in the plot
 PLOTTED = ["name", "ratio", KL.key, KL_LOW.key, KL_HIGH.key, "bytes_after", PERPLEXITY.key]
+SIZES = {"bytes_before": "before, MB", "bytes_after": "after, MB"}
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
 
 
@@ -70,7 +74,7 @@ def new_run() -> None:
     store = session.job_store()
     with st.container(border=True):
         st.markdown(f"{strong(recipe.name)} on {strong(frame.label(source))}")
-        columns = st.columns([3, 4, 2, 2, 2], vertical_alignment="bottom")
+        columns = st.columns([3, 4, 2, 2, 2])
         name = kept.field(
             columns[0].text_input,
             "Run's name",
@@ -155,9 +159,10 @@ def new_run() -> None:
 def active(ended: int) -> None:
     """Running jobs; redraws the page when one ends, so that `ended` is no longer true."""
     for job in active_jobs(KIND, ended):
-        job_panel(job)
-        steps_line(job)
-        log_tail(job)
+        with job_panel(job):
+            steps_line(job)
+            if job.state == "running":
+                log_tail(job)
 
 
 @st.cache_resource(show_spinner=False, max_entries=32)
@@ -178,9 +183,9 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
             measured,
             alt="Size of each run against its KL",
         )
-        if chosen:
+        if chosen and len(chosen) < page.total:
             st.caption(f"Of {page.total} runs, the plot shows the selected ones.")
-        elif not page.is_all:
+        elif not chosen and not page.is_all:
             st.caption(f"Of {page.total} runs, the plot shows those in the table.")
     selected = [page.jobs[row] for row in chosen]
     run_comparison(selected)
@@ -221,16 +226,14 @@ def groups_table(result: RunResult) -> None:
     if GAIN.key in known:
         known.remove(DELTA_ERROR.key)
     shown = (GAIN, NOISE, NOISE_COST, DELTA_ERROR, WEIGHT_ERROR, OUTPUT_ERROR, ROUNDING)
+    in_megabytes = _in_megabytes(table[known])
     st.dataframe(  # of the report: hidden columns could be shown
-        table[known].assign(
-            bytes_before=table["bytes_before"] / 1e6, bytes_after=table["bytes_after"] / 1e6
-        ),
+        in_megabytes,
         hide_index=True,
         placeholder="",
         column_config={
-            "bytes_before": st.column_config.NumberColumn("before, MB", format="%.3g"),
-            "bytes_after": st.column_config.NumberColumn("after, MB", format="%.3g"),
-            **{figure.key: figure_column(figure) for figure in shown},
+            **_size_columns(in_megabytes),
+            **{figure.key: figure_column(figure, in_megabytes) for figure in shown},
             "seconds": st.column_config.NumberColumn("seconds", format="%.2f"),
         },
     )
@@ -241,19 +244,25 @@ def others_table(result: RunResult) -> None:
     table = runs.others(result)
     if table.empty:
         return
+    shown = _in_megabytes(table)
     st.dataframe(
-        table.assign(
-            bytes_before=table["bytes_before"] / 1e6, bytes_after=table["bytes_after"] / 1e6
-        ),
+        shown,
         hide_index=True,
         placeholder="",
         column_config={
             "kind": st.column_config.TextColumn("other tensors"),
-            "bytes_before": st.column_config.NumberColumn("before, MB", format="%.3g"),
-            "bytes_after": st.column_config.NumberColumn("after, MB", format="%.3g"),
-            WEIGHT_ERROR.key: figure_column(WEIGHT_ERROR),
+            **_size_columns(shown),
+            WEIGHT_ERROR.key: figure_column(WEIGHT_ERROR, shown),
         },
     )
+
+
+def _in_megabytes(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(**{name: table[name] / 1e6 for name in SIZES})
+
+
+def _size_columns(shown: pd.DataFrame) -> dict[str, Any]:
+    return {name: number_column(label, shown[name]) for name, label in SIZES.items()}
 
 
 def details(job: Job) -> None:

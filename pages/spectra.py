@@ -70,12 +70,12 @@ group = source.group(layer, projection)
 rows = f"{group.projection}, {group.shape[0]} experts of {group.shape[1]}×{group.shape[2]}"
 if rank:
     st.markdown(
-        f"**Rank {rank} of {min(group.shape[1:])} keeps {share_text(energy)} of this layer's delta "
+        f"**Rank {rank} of {min(group.shape[1:])} keeps {100 * energy:g} % of this layer's delta "
         f"energy** ({rows})."
     )
 else:
     st.markdown(
-        f"**The largest singular values alone do not reach {share_text(energy)} of this layer's "
+        f"**The largest singular values alone do not reach {100 * energy:g} % of this layer's "
         f"delta energy** ({rows})."
     )
 if analysis.meta["spectra"] in ("head", "curve") and min(group.shape[1:]) > EXACT_BELOW:

@@ -11,6 +11,7 @@ from ders_core.files.texts import text_files
 from ders_core.jobs.workspace import place_label
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.job_progress import ACTIVE, ended_count, submit
+from ders_core.ui.number_columns import number_column, number_format
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.upcycle import choices as choosing
 from ders_core.ui.upcycle import comparison as upcycle_compare
@@ -150,18 +151,25 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
     table = upcycle_compare.comparison_table(dense, upcycle_compare.variants(config, now))
     shown, count, size = upcycle_compare.scaled(table)
     st.markdown(f"## {upcycle_compare.sentence(table, config)}")
-    bytes_column = st.column_config.NumberColumn
 
-    def share(label: str, help: str) -> ColumnConfig:
+    def number(key: str, label: str, help: str | None = None) -> ColumnConfig:
+        return number_column(label, shown[key], help=help)
+
+    def share(key: str, label: str, help: str) -> ColumnConfig:
         return st.column_config.ProgressColumn(
-            label, help=help, format="%.3g %%", min_value=0.0, max_value=100.0, width="small"
+            label,
+            help=help,
+            format=number_format("%.3g %%", shown[key]),
+            min_value=0.0,
+            max_value=100.0,
+            width="small",
         )
 
-    st.dataframe(
+    place = st.container(height=(len(FORMS) + 1) * 35 + 38, border=False)
+    place.dataframe(  # nothing moves when a mix comes as one more row
         shown,
         hide_index=True,
         key="up_compared",
-        height=(len(FORMS) + 1) * 35 + 38,  # nothing moves when a mix comes as one more row
         column_order=[
             "form",
             "added",
@@ -176,25 +184,21 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
         ],
         column_config={
             "form": st.column_config.TextColumn("form", pinned=True),
-            "added": st.column_config.NumberColumn(
-                f"added, {count}", format="%.3g", help="Parameters besides the dense model's."
+            "added": number("added", f"added, {count}", "Parameters besides the dense model's."),
+            "added_share": share(
+                "added_share", "of vanilla", "Added parameters, share of vanilla's."
             ),
-            "added_share": share("of vanilla", "Added parameters, share of vanilla's."),
-            "disk": bytes_column(
-                f"on disk, {size}", format="%.3g", help="Packed, all tensors, upper bound."
+            "disk": number("disk", f"on disk, {size}", "Packed, all tensors, upper bound."),
+            "disk_share": share("disk_share", "of vanilla ", "Size on disk, share of vanilla's."),
+            "memory": number(
+                "memory", f"training, {size}", "Weights, gradients and optimizer during training."
             ),
-            "disk_share": share("of vanilla ", "Size on disk, share of vanilla's."),
-            "memory": bytes_column(
-                f"training, {size}",
-                format="%.3g",
-                help="Weights, gradients and optimizer during training.",
+            "memory_share": share(
+                "memory_share", "of vanilla  ", "Training memory, share of vanilla's."
             ),
-            "memory_share": share("of vanilla  ", "Training memory, share of vanilla's."),
-            "weights": bytes_column(f"weights, {size}", format="%.3g"),
-            "gradients": bytes_column(f"gradients, {size}", format="%.3g"),
-            "optimizer": bytes_column(
-                f"optimizer, {size}", format="%.3g", help="AdamW's two moments, float32."
-            ),
+            "weights": number("weights", f"weights, {size}"),
+            "gradients": number("gradients", f"gradients, {size}"),
+            "optimizer": number("optimizer", f"optimizer, {size}", "AdamW's two moments, float32."),
         },
     )
     st.caption("Activations need memory too; it is measured during training.")
@@ -313,7 +317,7 @@ view = kept.field(
     key=VIEW,
     start=NEW,
     options=[NEW, RUNS],
-    format_func={NEW: "New", RUNS: f"Runs, {active} active" if active else "Runs"}.__getitem__,
+    format_func={NEW: "New", RUNS: "Runs"}.__getitem__,  # a label that changed would be unmarked
     required=True,
     label_visibility="collapsed",
 )

@@ -12,6 +12,7 @@ from ders_core.analysis.saving import Saving, SharedEnergy, saving
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.decompose.clusters import cluster, not_finite
 from ders_core.later import np
+from ders_core.units import number_text
 
 UPCYCLED = 0.5
 ALIKE = 0.95
@@ -94,7 +95,7 @@ def _of_cosines(mean_cosine: float, starts: Starts | None) -> Verdict:
             if starts is not None
             else ""
         )
-        apart = f"{100 * (2 * (1 - mean_cosine)) ** 0.5:.3g}"
+        apart = number_text(100 * (2 * (1 - mean_cosine)) ** 0.5)
         return Verdict(
             "upcycled",
             mean_cosine,

@@ -10,7 +10,7 @@ import typer
 
 from ders_core.cli.console import print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, SchedulerOption
-from ders_core.units import bytes_text, listed, share_text
+from ders_core.units import bytes_text, listed, number_text, share_text
 
 if TYPE_CHECKING:
     from ders_core.analysis import Analysis, Spectra
@@ -143,15 +143,12 @@ def _print_analysis(analysis: Analysis) -> None:
         ["layer", "projection", "experts", "bases", "‖Δ‖/‖W‖", "mean 1−cos", "max 1−cos"],
         [
             [
-                str(row.layer),
-                str(row.projection),
-                str(row.experts),
-                str(row.clusters),
-                f"{row.norm_ratio:.3g}",
-                f"{row.mean_one_minus_cos:.3g}",
-                f"{row.max_one_minus_cos:.3g}",
+                *(str(row[name]) for name in ("layer", "projection", "experts", "clusters")),
+                number_text(row["norm_ratio"]),
+                number_text(row["mean_one_minus_cos"]),
+                number_text(row["max_one_minus_cos"]),
             ]
-            for row in groups.itertuples()
+            for row in groups.to_dict("records")
         ],
     )
     print_line(analysis.verdict.sentence)

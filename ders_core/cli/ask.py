@@ -10,7 +10,7 @@ import typer
 from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import DeviceOption, DtypeOption, JsonFlag, TrustOption
 from ders_core.pipeline.replies import MOST_TEMPERATURE, MOST_TOKENS, Replies, Reply
-from ders_core.units import share_text, visible
+from ders_core.units import number_text, share_text, visible
 
 UNDERLINED, ENDED = "\x1b[4m", "\x1b[0m"
 
@@ -94,7 +94,7 @@ def _print_differences(replies: Replies) -> None:
             str(number),
             share_text(token.chance),
             share_text(token.other_chance),
-            f"{token.kl:.3g}",
+            number_text(token.kl),
         ]
         for number, token in enumerate(replies.original.tokens, start=1)
         if token.other is not None

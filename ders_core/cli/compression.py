@@ -21,7 +21,7 @@ from ders_core.cli.options import (
     WrittenDtypeOption,
 )
 from ders_core.errors import CheckpointError, RecipeError
-from ders_core.units import bytes_text, listed, share_text
+from ders_core.units import bytes_text, listed, number_text, share_text
 
 if TYPE_CHECKING:
     from ders_core.checkpoint import Checkpoint
@@ -162,7 +162,7 @@ def _settled(
         if aside is not None:
             write_text(aside, result.recipe.to_yaml())
     if not hidden:
-        print_line(f"budget of {budget.label}: knob {result.knob:.4g}")
+        print_line(f"budget of {budget.label}: knob {number_text(result.knob, 4)}")
     return result
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from ders_core.cli.console import print_table
+from ders_core.cli.console import print_json, print_table
 from ders_core.pipeline.quality import (
     KL,
     KL_P95,
@@ -42,6 +43,17 @@ def print_quality(quality: Quality) -> None:
     print_table(["", ""], [list(row) for row in evaluated_rows(quality.to_dict())])
     _print_domains(quality)
     _print_worst(quality)
+
+
+@contextmanager
+def json_if_tasks_fail(quality: Quality | None) -> Iterator[None]:
+    """Print what texts measured if the block fails or is interrupted, and nothing without it."""
+    try:
+        yield
+    except BaseException:
+        if quality is not None:
+            print_json(quality.to_dict())
+        raise
 
 
 def print_tasks(scores: Sequence[TaskScore]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
-from ders_core.cli.evaluation import print_quality, print_tasks
+from ders_core.cli.evaluation import json_if_tasks_fail, print_quality, print_tasks
 from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
@@ -93,7 +93,10 @@ def evaluate(
     if quality and not as_json:
         print_quality(quality)  # now: it is not lost if tasks fail
     if asked:
-        with progress_bar("eval", hidden=as_json) as progress:
+        with (
+            json_if_tasks_fail(quality if as_json else None),
+            progress_bar("eval", hidden=as_json) as progress,
+        ):
             scores = evaluate_tasks(
                 model,
                 asked,

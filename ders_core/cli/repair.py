@@ -9,7 +9,7 @@ import typer
 
 from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import DeviceOption, JsonFlag, PackedArg, TextOption, TrustOption
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text, number_text, share_text
 
 if TYPE_CHECKING:
     from ders_core.repair import RepairResult
@@ -109,7 +109,7 @@ def _print(result: RepairResult) -> None:
         )
     trained = ", ".join(f"{count:,} {word}" for word, count in result.trained.items())
     kl = [
-        f"{each.mean:.4g} ({each.low:.3g} to {each.high:.3g})"
+        f"{number_text(each.mean, 4)} ({number_text(each.low)} to {number_text(each.high)})"
         for each in (result.kl_before, result.kl_after)
     ]
     print_table(
@@ -122,11 +122,12 @@ def _print(result: RepairResult) -> None:
             ],
             [
                 "perplexity",
-                *(f"{each.perplexity:.4g}" for each in (result.before, result.after)),
+                *(number_text(each.perplexity, 4) for each in (result.before, result.after)),
             ],
         ],
     )
-    print_line(f"of the original: perplexity {result.before.reference_perplexity:.4g}")
+    original = result.before.reference_perplexity or 0.0
+    print_line(f"of the original: perplexity {number_text(original, 4)}")
     print_line(f"trained: {trained}; {result.steps} steps, {result.tokens:,} tokens")
     print_line(
         f"measured on {result.before.tokens:,} tokens that were not trained on; memory: about "

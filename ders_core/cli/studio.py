@@ -8,6 +8,7 @@ import typer
 
 from ders_core.cli.console import print_line, progress_bar
 from ders_core.cli.options import OutArg, SchedulerOption, WorkspaceOption
+from ders_core.units import number_text
 
 
 def demo(
@@ -41,7 +42,7 @@ def demo(
             result = unpack_demo(out, progress=progress)
     print_line(f"{result.moe}: perplexities on held-out text")
     for name, value in result.perplexities.items():
-        print_line(f"  {name}: {value:.4g}")
+        print_line(f"  {name}: {number_text(value, 4)}")
 
 
 def worker(workspace: WorkspaceOption = None, scheduler: SchedulerOption = None) -> None:

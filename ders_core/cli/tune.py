@@ -17,7 +17,7 @@ from ders_core.cli.options import (
 )
 from ders_core.cli.series import print_series, series_places, write_page
 from ders_core.errors import RecipeError
-from ders_core.units import bytes_text, listed, share_text
+from ders_core.units import bytes_text, listed, number_text, share_text
 
 if TYPE_CHECKING:
     from ders_core.tune import Tuned
@@ -216,7 +216,7 @@ def _print(tuned: Tuned, target: Path) -> None:
                 candidate.codec.label,
                 candidate.codec.name,
                 f"{scored.bits(candidate):.2f}",
-                f"{candidate.noise:.2g}",
+                number_text(candidate.noise, 2),
                 share_text(candidate.error),
             ]
             for scored, candidate in chosen
@@ -237,12 +237,13 @@ def _print(tuned: Tuned, target: Path) -> None:
     if told.outlook.text:
         print_line(told.outlook.text)
     print_line(
-        f"predicted by the scores: {allocation.predicted_kl:.3g} nats a token; losses add up to at "
-        f"most {share_text(allocation.gap)} above the least sum that these forms allow"
+        f"predicted by the scores: {number_text(allocation.predicted_kl)} nats a token; losses add "
+        f"up to at most {share_text(allocation.gap)} above the least sum that these forms allow"
     )
     if tuned.one_knob is not None:
         knob = tuned.one_knob
         print_line(
-            f"one knob for all in {bytes_text(knob.nbytes)}: {knob.predicted_kl:.3g} nats a token"
+            f"one knob for all in {bytes_text(knob.nbytes)}: {number_text(knob.predicted_kl)} nats "
+            "a token"
         )
     print_line(f"written: {target}")

@@ -16,7 +16,7 @@ from ders_core.cli.console import (
     progress_bar,
 )
 from ders_core.cli.options import DeviceOption, JsonFlag, OutArg
-from ders_core.units import bytes_text
+from ders_core.units import bytes_text, number_text
 
 
 def upcycle(
@@ -64,16 +64,20 @@ def upcycle(
             f"{bytes_text(result.moe_bytes)}, what went in {bytes_text(result.dense_bytes)})",
         ],
         ["trained", f"{result.trained:,} of {result.parameters:,} values"],
-        ["largest difference of a logit at the start", f"{result.start_difference:.2g}"],
+        [
+            "largest difference of a logit at the start",
+            number_text(result.start_difference, 2),
+        ],
         ["peak memory", bytes_text(result.peak_memory)],
         ["computed in", result.precision],
     ]
-    if result.perplexity is not None:
+    if result.perplexity is not None and result.dense_perplexity is not None:
         rows.insert(
             3,
             [
                 "held-out perplexity",
-                f"{result.dense_perplexity:.4g} before, {result.perplexity:.4g} after",
+                f"{number_text(result.dense_perplexity, 4)} before, "
+                f"{number_text(result.perplexity, 4)} after",
             ],
         )
     print_table(["", ""], rows)

@@ -40,6 +40,7 @@ from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
+from ders_core.units import number_text
 
 MOST_FAR = 1e-3
 """Share of entries so many steps from zero that several multiples share a code, where a knob
@@ -134,7 +135,7 @@ class Entropy(DeltaCodec):
 
     @property
     def label(self) -> str:
-        strength = f"{self.bits:g} bits" if self.bits is not None else f"knob {self.knob:g}"
+        strength = f"{self.bits:g} bits" if self.knob is None else f"knob {number_text(self.knob)}"
         extras = [
             self.rounding if self.rounding != "nearest" else "",
             "sensitive steps" if self.steps == "sensitive" else "",

@@ -7,9 +7,19 @@ from textwrap import wrap
 
 import plotly.graph_objects as go
 
-from ders_core.figures.style import ACCENT, PERCENT, QUIET, SEQUENTIAL, finish, label_of, percent
+from ders_core.figures.style import (
+    ACCENT,
+    PERCENT,
+    QUIET,
+    SEQUENTIAL,
+    TUNED,
+    UNIFORM,
+    finish,
+    label_of,
+    percent,
+)
 from ders_core.later import np, pd
-from ders_core.units import bytes_text
+from ders_core.units import bytes_text, number_text
 
 LEAST_BITS, MOST_BITS = 1 / 8, 8.0
 """Ends of the colours, the same for every size: figures beyond have the colour of the end."""
@@ -18,11 +28,15 @@ WIDTH = 40
 """Of a hover text, in characters."""
 
 MEASURED = {
-    "run": ("measured run", "#0072b2", "circle"),
-    "tuned": ("measured, tuned", "#0072b2", "circle-open"),
-    "uniform": ("measured, uniform recipe", "#cc79a7", "square-open"),
+    "run": ("measured run", "#56b4e9", "circle"),
+    "tuned": ("measured, tuned", TUNED, "circle-open"),
+    "uniform": ("measured, uniform recipe", UNIFORM, "square-open"),
 }
 """Of each role: its name, colour and sign."""
+
+
+LEAST_KL = 1e-7
+"""Nats a token: less is rounding, in which no two files of one model differ."""
 
 
 def frontier(
@@ -37,9 +51,9 @@ def frontier(
     figure = go.Figure()
     for rows, name, line in (
         (knob, "predicted, one knob for all", {"color": QUIET, "dash": "dot"}),
-        (curve, "predicted, tuned", {"color": "#009e73", "width": 2.5}),
+        (curve, "predicted, tuned", {"color": TUNED, "width": 2.5}),
     ):
-        lossy = rows[rows["kl"] > 0]
+        lossy = rows[rows["kl"] > LEAST_KL]
         figure.add_scatter(
             x=percent(lossy["share"]),
             y=lossy["kl"],
@@ -49,14 +63,19 @@ def frontier(
             hovertemplate="%{x:.1f} % of original<br>predicted KL %{y:.3g} nats a token"
             "<extra>%{fullData.name}</extra>",
         )
-    for role, rows in measured.groupby("role", sort=False):
+    for role, rows in measured[measured["kl"] > LEAST_KL].groupby("role", sort=False):
         name, colour, sign = MEASURED[str(role)]
         figure.add_scatter(
             x=percent(rows["share"]),
             y=rows["kl"],
             mode="markers",
             name=name,
-            marker={"size": 9, "color": colour, "symbol": sign},
+            marker={
+                "size": 11,
+                "color": colour,
+                "symbol": sign,
+                "line": {"width": 2, "color": colour},
+            },
             error_y={
                 "array": rows["high"] - rows["kl"],
                 "arrayminus": rows["kl"] - rows["low"],
@@ -76,7 +95,7 @@ def frontier(
         "<extra></extra>",
     )
     figure.update_xaxes(title_text="size, share of original", **PERCENT)
-    figure.update_yaxes(title_text="KL, nats a token", type="log", exponentformat="power")
+    figure.update_yaxes(title_text="KL, nats a token", type="log", dtick=1, tickformat="~g")
     return finish(figure, "Size against KL", height=380)
 
 
@@ -99,7 +118,9 @@ def bits_map(groups: pd.DataFrame) -> go.Figure:
             zmax=log2(MOST_BITS),
             x=list(grid.columns),
             y=[f"layer {layer}" for layer in grid.index],
-            text=[["" if np.isnan(v) else f"{v:.2g}" for v in row] for row in grid.to_numpy()],
+            text=[
+                ["" if np.isnan(v) else number_text(v, 2) for v in row] for row in grid.to_numpy()
+            ],
             texttemplate="%{text}",
             customdata=hover.to_numpy(),
             colorscale=SEQUENTIAL,
@@ -125,7 +146,7 @@ def _hover(group: pd.Series) -> str:
     lines = [
         *wrap(f"deltas: {group['deltas']}", WIDTH),
         *wrap(f"base: {group['base']}", WIDTH),
-        f"{group['bits']:.3g} bits a weight, {bytes_text(group['bytes'])}",
-        f"predicted cost alone: {group['cost']:.3g} nats a token",
+        f"{number_text(group['bits'])} bits a weight, {bytes_text(group['bytes'])}",
+        f"predicted cost alone: {number_text(group['cost'])} nats a token",
     ]
     return "<br>".join(map(label_of, lines))

@@ -23,6 +23,7 @@ from ders_core.figures.style import (
 )
 from ders_core.later import np, pd
 from ders_core.pipeline.quality import KL
+from ders_core.units import number_text
 
 MARKS = (0.9, 0.95, 0.99)
 MOST_LINES = 32
@@ -195,7 +196,7 @@ def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figur
         dtick=1,
         range=[lowest, 0],
     )
-    title = f"Delta values, layer {layer}, {projection} (excess kurtosis {kurtosis:.3g})"
+    title = f"Delta values, layer {layer}, {projection} (excess kurtosis {number_text(kurtosis)})"
     return finish(figure, title)
 
 

@@ -11,7 +11,7 @@ import yaml
 from ders_core.analysis import Analysis
 from ders_core.figures import maps
 from ders_core.figures.curves import size_quality
-from ders_core.figures.measured import UNKNOWN, cell, kl_cell, worst_tokens
+from ders_core.figures.measured import UNKNOWN, cell, column, kl_cell, worst_tokens
 from ders_core.figures.page import Page
 from ders_core.files.address import name_of
 from ders_core.later import pd
@@ -34,7 +34,7 @@ from ders_core.pipeline.quality import (
 )
 from ders_core.pipeline.report import KEPT, Outlook
 from ders_core.pipeline.verify import GroupError
-from ders_core.units import bytes_text, share_text, visible
+from ders_core.units import bytes_text, visible
 
 STYLE = """
 td:first-child,th:first-child{text-align:left}.sheet>table:not(.words) td{white-space:nowrap}
@@ -133,19 +133,22 @@ def _sizes(nbytes: int, candidates: Sequence[Candidate]) -> tuple[list[str], lis
     """Columns and rows; columns in which nothing is known are left out."""
     columns = ["", "size", "of original", KL.short, PREDICTED_KL.short]
     columns += [figure.short for figure in MEASURED]
+    compared = [
+        column(PREDICTED_KL, [one.outlook.predicted_kl for one in candidates]),
+        *(
+            column(figure, [getattr(one.quality, figure.key, None) for one in candidates])
+            for figure in MEASURED
+        ),
+    ]
     rows = [
         (
             visible(one.name),
             bytes_text(one.nbytes),
-            share_text(one.nbytes / nbytes),
+            f"{100 * one.nbytes / nbytes:.1f} %",
             kl_cell(one.quality),
-            cell(PREDICTED_KL, one.outlook.predicted_kl),
-            *(
-                cell(figure, getattr(one.quality, figure.key) if one.quality else None)
-                for figure in MEASURED
-            ),
+            *figures,
         )
-        for one in candidates
+        for one, figures in zip(candidates, zip(*compared, strict=True), strict=True)
     ]
     known = [
         number

@@ -11,6 +11,7 @@ from ders_core.analysis import Analysis, of_group
 from ders_core.codecs import Expected
 from ders_core.figures.style import ACCENT, KEPT, level
 from ders_core.later import np, pd
+from ders_core.units import number_text
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def draw_kept(
     index, sigma = mean.index.to_numpy(dtype=float), mean.to_numpy(dtype=float)
     if kept.rank is None:
         sigma = kept.loss.gain * sigma
-        words = f"kept, times {kept.loss.gain:.3g}"
+        words = f"kept, times {number_text(kept.loss.gain)}"
     else:
         last = min(float(kept.rank), index[-1])
         sigma = np.append(sigma[index < last], np.interp(last, index, sigma))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ders_core.figures.page import Page
 from ders_core.pipeline.quality import KL, Figure, Quality, TextQuality, kl_text
-from ders_core.units import visible
+from ders_core.units import for_column, formatted, visible
 
 UNKNOWN = "–"
 
@@ -12,6 +14,14 @@ UNKNOWN = "–"
 def cell(figure: Figure, value: float | None) -> str:
     """A figure in a table; a dash if it is not known."""
     return UNKNOWN if value is None else figure.text(value)
+
+
+def column(figure: Figure, values: Sequence[float | None]) -> list[str]:
+    """A figure in a column of a table, with as many decimals in each row; a dash where it is not
+    known."""
+    scaled = [None if value is None else figure.scale * value for value in values]
+    shared = for_column(figure.format, [number for number in scaled if number is not None])
+    return [UNKNOWN if number is None else formatted(shared, number) for number in scaled]
 
 
 def kl_cell(quality: TextQuality | None) -> str:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ders_core.figures.measured_dots import Dot, add_dots
 from ders_core.figures.page import Page
-from ders_core.figures.style import ACCENT, PERCENT, QUIET, finish, percent
+from ders_core.figures.style import ACCENT, PERCENT, QUIET, TUNED, UNIFORM, finish, percent
 from ders_core.pipeline.quality import KL
 from ders_core.tune.measured_series import Series
 from ders_core.tune.trials import Trial
@@ -27,8 +27,8 @@ def pareto(found: Series, bytes_total: int) -> go.Figure:
         line={"color": QUIET, "dash": "dot"},
         hoverinfo="skip",
     )
-    _dots(figure, found.tuned, bytes_total, "tuned", "#0072b2")
-    _dots(figure, found.uniform, bytes_total, "best uniform recipe", ACCENT)
+    _dots(figure, found.tuned, bytes_total, "tuned", TUNED)
+    _dots(figure, found.uniform, bytes_total, "best uniform recipe", UNIFORM)
     for cliff in found.cliffs:
         figure.add_vrect(
             x0=100 * cliff.small / bytes_total,
@@ -38,7 +38,7 @@ def pareto(found: Series, bytes_total: int) -> go.Figure:
             line_width=0,
         )
     figure.update_xaxes(title_text="size, share of original", **PERCENT)
-    figure.update_yaxes(title_text=KL.label, type="log", exponentformat="power")
+    figure.update_yaxes(title_text=KL.label, type="log", dtick=1, tickformat="~g", automargin=True)
     return finish(figure, "Size against KL, measured", height=480)
 
 

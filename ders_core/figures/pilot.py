@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 
 import plotly.graph_objects as go
 
-from ders_core.figures.measured import cell, worst_tokens
+from ders_core.figures.measured import column, worst_tokens
 from ders_core.figures.measured_dots import Dot, add_dots
 from ders_core.figures.page import Page
-from ders_core.figures.style import ACCENT, PERCENT, finish, percent
+from ders_core.figures.style import ACCENT, PERCENT, TUNED, finish, percent
 from ders_core.pipeline.quality import (
     KL,
     KL_P99,
@@ -20,7 +21,7 @@ from ders_core.pipeline.quality import (
     kl_text,
 )
 from ders_core.tune.pilot.outcome import CHOSEN_AS, SAFE_KL, Asked, Pilot, Point, Role
-from ders_core.units import bytes_text, count_text, share_text, visible
+from ders_core.units import bytes_text, count_text, number_text, visible
 
 COLOURS: Mapping[Role, str] = {"safe": "#0072b2", "aggressive": ACCENT}
 
@@ -48,7 +49,7 @@ def pilot_figure(pilot: Pilot) -> go.Figure:
         y=[kl for _, kl in lossy],
         mode="lines",
         name="predicted, tuned",
-        line={"color": "#009e73", "width": 2},
+        line={"color": TUNED, "width": 2},
         hovertemplate="%{x:.1f} % of original<br>predicted KL %{y:.3g} nats a token<extra></extra>",
     )
     for role, colour in COLOURS.items():
@@ -66,7 +67,12 @@ def pilot_figure(pilot: Pilot) -> go.Figure:
     )
     figure.update_xaxes(title_text="size, share of original", gridcolor="#e6eaee", **PERCENT)
     figure.update_yaxes(
-        title_text=KL.label, type="log", dtick=1, exponentformat="power", gridcolor="#e6eaee"
+        title_text=KL.label,
+        type="log",
+        dtick=1,
+        tickformat="~g",
+        gridcolor="#e6eaee",
+        automargin=True,
     )
     return finish(figure, "Size against KL", height=440)
 
@@ -122,26 +128,38 @@ def pilot_html(pilot: Pilot) -> str:
 def _points(pilot: Pilot) -> str:
     columns = [
         *("size", "of original", "aim, KL", "predicted KL", "KL, nats a token (95 %)"),
-        *("measured safe", "same top token", "perplexity", "KL, 99 % of tokens"),
+        *("measured safe", "same top token", "change of the perplexity", "KL, 99 % of tokens"),
     ]
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    rows = "".join(_row(pilot, point) for point in pilot.points)
+    rows = "".join(map(partial(_row, pilot), pilot.points, zip(*_figures(pilot), strict=True)))
     return (
         f"<div class='sheet'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         "</div>"
     )
 
 
-def _row(pilot: Pilot, point: Point) -> str:
-    quality = point.measured.quality
+def _figures(pilot: Pilot) -> list[list[str]]:
+    """Columns: the predicted KL, and what was compared."""
+    points = pilot.points
+    return [
+        column(KL, [point.predicted_kl for point in points]),
+        *(
+            column(figure, [getattr(point.measured.quality, figure.key) for point in points])
+            for figure in COMPARED
+        ),
+    ]
+
+
+def _row(pilot: Pilot, point: Point, figures: Sequence[str]) -> str:
+    predicted, *compared = figures
     cells = [
         point.label,
-        share_text(point.measured.nbytes / pilot.bytes_total),
-        f"≤ {point.aim:.2g}",
-        KL.text(point.predicted_kl),
-        kl_text(quality.to_dict()),
+        f"{100 * point.measured.nbytes / pilot.bytes_total:.1f} %",
+        f"≤ {number_text(point.aim, 2)}",
+        predicted,
+        kl_text(point.measured.quality.to_dict()),
         "yes" if point.is_safe else "no",
-        *(cell(figure, getattr(quality, figure.key)) for figure in COMPARED),
+        *compared,
     ]
     kind = " class='best'" if point == pilot.recommended else ""
     return f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"

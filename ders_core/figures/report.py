@@ -17,6 +17,7 @@ from ders_core.errors import OutputError
 from ders_core.figures import curves, maps, pair_map
 from ders_core.figures.page import Page
 from ders_core.files.output import new_file
+from ders_core.units import number_text
 
 SUFFIXES = (".html", ".json", ".parquet")
 
@@ -60,7 +61,7 @@ def _table(analysis: Analysis) -> str:
         "cluster_gain": "delta energy left with them",
     }
     table = analysis.groups[list(columns)].rename(columns=columns)
-    text: str = table.to_html(index=False, border=0, float_format=lambda value: f"{value:.3g}")
+    text: str = table.to_html(index=False, border=0, float_format=number_text)
     return text
 
 

@@ -22,6 +22,7 @@ def errors_over_depth(errors: pd.DataFrame) -> go.Figure:
             y=means,
             name=label_of(str(run)),
             mode="lines+markers",
+            cliponaxis=False,
             line={"color": expert_colour(number), "dash": expert_dash(number)},
             hovertemplate="layer %{x}<br>" + WEIGHT_ERROR.short + " = %{y:.3g}"
             "<extra>%{fullData.name}</extra>",

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ders_core.later import np
-from ders_core.units import visible
+from ders_core.units import number_text, visible
 
 SEQUENTIAL = "Cividis"
 DIVERGING = "RdBu"
@@ -29,6 +29,8 @@ ACCENT = "#d55e00"
 QUIET = "#8a949e"
 MEAN = "#6b7680"
 """Of what is the mean of experts: no expert's hue, and to be seen on light and dark ground."""
+TUNED, UNIFORM = "#009e73", "#cc79a7"
+"""Of what is tuned, predicted or measured, and of recipes with one strength for all."""
 KEPT = "rgba(47, 143, 189, 0.28)"
 """Of an area that is kept."""
 PERCENT = {"ticksuffix": " %"}
@@ -115,4 +117,10 @@ def power_ticks(low: float, high: float) -> dict[str, object]:
     if len(values) < 2:
         values = [low, high]
     values = values[:: max(1, len(values) // 6)]
-    return {"tickvals": values, "ticktext": [f"{10**value:.2g}" for value in values]}
+    return {"tickvals": values, "ticktext": [_tick(10**value) for value in values]}
+
+
+def _tick(number: float) -> str:
+    """Two digits at most: '0.005', '0.0058', '2e-7'."""
+    mantissa, mark, exponent = number_text(number, 2).partition("e")
+    return (mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa) + mark + exponent

@@ -18,6 +18,7 @@ from ders_core.figures.style import (
     percent,
 )
 from ders_core.later import pd
+from ders_core.units import number_text
 from ders_core.upcycle.history import Tables
 
 LATEST = 10
@@ -40,7 +41,7 @@ def loss_curves(runs: Mapping[str, Tables], *, height: int = 380) -> go.Figure:
             y=steps["loss"],
             mode="lines",
             line={"width": 1, "color": colour},
-            opacity=0.3,
+            opacity=0.55,
             showlegend=False,
             hoverinfo="skip",
         )
@@ -136,7 +137,7 @@ def routing_spread(loads: pd.DataFrame, *, height: int = 380) -> go.Figure:
     title = f"Experts' loads, last {LATEST} steps"
     if len(rows):
         even = float(rows["even"].iloc[0])
-        title += f" (even: {100 * even:.3g} %)"
+        title += f" (even: {number_text(100 * even)} %)"
         level(figure, 100 * even)
     figure.update_xaxes(
         title_text="layer", tickformat="d", **({"dtick": 1} if len(rows) <= 12 else {})

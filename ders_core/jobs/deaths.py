@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ders_core.jobs.workspace import WORKER_LOG
+
 MEMORY = "use fewer workers, or a machine with more memory"
 
 _MEANINGS = {
@@ -68,7 +70,10 @@ def deaths_text(deaths: Sequence[Death]) -> str:
 def _reason(deaths: Sequence[Death]) -> str:
     unclear = [death for death in deaths if death.killed or death.status is None]
     if not unclear:
-        return "its log may tell more; resume it, and if it ends so again, report that"
+        return (
+            f"{WORKER_LOG} in the workspace may tell more; resume it, and if it ends so again, "
+            "report that"
+        )
     if any(death.starved for death in unclear):
         return f"the kernel killed processes for lack of memory in the meantime: {MEMORY}"
     if not any(death.killed for death in unclear):

@@ -2,9 +2,9 @@
 
 Jobs import torch and much else, which a process keeps in memory until it ends. So the worker
 imports none of it and stays small, and a library that crashes ends this process and not the worker.
-The worker sends claims through a pipe; the answer, once the end of the job is in the store, is
-whether this process takes another one. When the worker dies, the pipe closes, and this process ends
-at once: another worker may have the job.
+The worker sends claims through a pipe. This process tells that it begins a job, and, once the end
+of the job is in the store, whether it takes another one. When the worker dies, the pipe closes, and
+this process ends at once: another worker may have the job.
 
 python -m ders_core.jobs.job_process --workspace DIR --pipe NUMBER [--scheduler ADDR]
 """
@@ -15,6 +15,7 @@ import argparse
 import faulthandler
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from typing import Literal
 
 from ders_core.compute.oom import oom_kills
 from ders_core.errors import DersError, JobError
@@ -45,6 +47,12 @@ ENDING = 10.0
 """Seconds between the end of a process's pipe and its own."""
 
 Claimed = queue.SimpleQueue[Claim]
+
+Told = Literal["begun", "takes another", "ends"]
+"""What the process tells the worker of a job."""
+
+ASKED = (0, -signal.SIGTERM)
+"""Exit statuses of a process that was asked to end."""
 
 
 class InChildProcess:
@@ -101,18 +109,19 @@ class InChildProcess:
             now = oom_kills()
             starved = None if now is None or kills is None else now > kills
             death = Death(ended.status, starved)
-            return claim.release if self._setting.stop.asked else partial(claim.lose, death)
+            is_put_back = self._setting.stop.asked or (not ended.begun and ended.status in ASKED)
+            return claim.release if is_put_back else partial(claim.lose, death)
         except OSError as error:
             return partial(claim.fail, f"no process can be started that does jobs: {error}")
         return None
 
 
 class _Ended(Exception):
-    """The child has ended. status: as `subprocess` has it."""
+    """The child has ended. status: as `subprocess` has it. begun: whether it had begun its job."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, *, begun: bool) -> None:
         super().__init__()
-        self.status = status
+        self.status, self.begun = status, begun
 
 
 class _Child:
@@ -120,6 +129,7 @@ class _Child:
 
     def __init__(self, workspace: Workspace, scheduler: str | None) -> None:
         """Raises OSError if it cannot be started."""
+        self._begun = False
         self._pipe, theirs = Pipe()
         with theirs:
             command = package_command("ders_core.jobs.job_process")
@@ -143,6 +153,7 @@ class _Child:
 
     def ask(self, claim: Claim) -> None:
         """Raises _Ended."""
+        self._begun = False
         with self._ending():
             self._pipe.send(claim)
 
@@ -150,11 +161,11 @@ class _Child:
         """Wait a moment for the answer. Raises _Ended, also if the child takes no other job."""
         lives = self.lives  # before the look: a child that has ended may have answered
         with self._ending():
-            has_answered = self._pipe.poll(LOOK)
-            stays = bool(self._pipe.recv()) if has_answered else lives
-        if not stays:
-            raise _Ended(self.end())
-        return has_answered
+            told: Told | None = self._pipe.recv() if self._pipe.poll(LOOK) else None
+        self._begun = self._begun or told is not None
+        if told == "ends" or (told is None and not lives):
+            raise self._ended()
+        return told == "takes another"
 
     def stop(self) -> None:
         """Ask it to put its job back."""
@@ -174,7 +185,10 @@ class _Child:
         except (OSError, EOFError) as error:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(ENDING)
-            raise _Ended(self.end()) from error
+            raise self._ended() from error
+
+    def _ended(self) -> _Ended:
+        return _Ended(self.end(), begun=self._begun)
 
 
 def serve(claimed: Claimed, pipe: Connection, workspace: Workspace, scheduler: str | None) -> None:
@@ -186,8 +200,14 @@ def serve(claimed: Claimed, pipe: Connection, workspace: Workspace, scheduler: s
         doer = InThisProcess(Setting(workspace, scheduler, stop, Patience(workspace, stop)))
         while not stop.asked:
             with suppress(queue.Empty):
-                doer.do(claimed.get(timeout=LOOK))
-                pipe.send(not stop.asked)
+                claim = claimed.get(timeout=LOOK)
+                tell_worker(pipe, "begun")
+                doer.do(claim)
+                tell_worker(pipe, "ends" if stop.asked else "takes another")
+
+
+def tell_worker(pipe: Connection, told: Told) -> None:
+    pipe.send(told)
 
 
 def listen(pipe: Connection, claimed: Claimed) -> None:

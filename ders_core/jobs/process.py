@@ -17,9 +17,7 @@ from ders_core.jobs.claims import Claims
 from ders_core.jobs.job import WorkerState, process_lives
 from ders_core.jobs.schema import one_at_a_time
 from ders_core.jobs.store import JobStore
-from ders_core.jobs.workspace import Workspace
-
-LOG = "worker.log"
+from ders_core.jobs.workspace import WORKER_LOG, Workspace
 
 _started: list[subprocess.Popen[bytes]] = []
 """Processes to poll, so that a worker that ended leaves no zombie."""
@@ -43,8 +41,8 @@ def start_worker_process(
     command += ["--scheduler", scheduler] if scheduler else []
     try:
         private_directory(workspace.logs)
-        private_file(workspace.logs / LOG)
-        with open(workspace.logs / LOG, "ab") as log:
+        private_file(workspace.path / WORKER_LOG)
+        with open(workspace.path / WORKER_LOG, "ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -83,7 +81,7 @@ def ensure_worker(workspace: Workspace, scheduler: str | None = None) -> WorkerS
             _started.append(start_worker_process(workspace, scheduler, companion=os.getpid()))
         worker = store.worker()
     if worker is None:
-        raise JobError("the worker ended right after its start; see worker.log in the workspace")
+        raise JobError(f"the worker ended right after its start; see {WORKER_LOG} in the workspace")
     return worker
 
 

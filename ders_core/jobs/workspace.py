@@ -12,6 +12,9 @@ from ders_core.files.address import HUB, as_path, is_address, lies_below, shown
 from ders_core.files.missing import cleaned, local_path, printable
 from ders_core.files.package_data import PACKAGE, shipped
 
+WORKER_LOG = "logs/worker.log"
+"""In a workspace: what workers and libraries print, also as they crash."""
+
 WORKSPACE_VARIABLE = "DERS_WORKSPACE"
 ROOTS_VARIABLE = "DERS_ROOTS"
 

@@ -19,7 +19,7 @@ from ders_core.pipeline.sampling import SAMPLE
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
 from ders_core.recipe.budget import Budget, codec_of_deltas, codec_of_matrices, names_apart
 from ders_core.recipe.rule import MOST_NAMES, USUAL_KINDS
-from ders_core.units import bytes_text
+from ders_core.units import bytes_text, number_text
 
 SPARE = 0.004
 """Share of a budget of bytes that is left free: a sample tells bytes within about as much."""
@@ -114,8 +114,8 @@ def missed(budget: Budget, bytes_before: int, bytes_after: int, kl: float | None
         if kl is None or kl <= budget.kl * (1 + TOLD):
             return ""
         return (
-            f"the predicted KL is {kl:.3g} nats a token, above the budget of {budget.kl:g}: a "
-            "sample foretold less, so give a smaller budget to stay within"
+            f"the predicted KL is {number_text(kl)} nats a token, above the budget of "
+            f"{budget.kl:g}: a sample foretold less, so give a smaller budget to stay within"
         )
     most = budget.bytes if budget.share is None else budget.share * bytes_before
     if most is None or bytes_after <= most:
@@ -207,7 +207,7 @@ class _Search:
         over: _Point | None = None
         within: _Point | None = None
         while len(asked) < most and LEAST <= at <= MOST:
-            self._progress(len(asked), most, f"trying knob {2**at:.3g}")
+            self._progress(len(asked), most, f"trying knob {number_text(2**at)}")
             point = ask(at)
             asked.append(point)
             if point.meets:

@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ders_core.units import formatted
+
 
 class TextQuality(BaseModel):
     """tokens: predicted ones. perplexity: exp of the mean cross-entropy, without auxiliary losses.
@@ -83,7 +85,8 @@ class Figure:
     """How one figure is shown.
 
     key: its name in JSON and in tables. label: its full name. short: the header of a column.
-    format: printf style, of the value times `scale`. help: one sentence for a tooltip.
+    format: printf style, of the value times `scale`; see `units.formatted`. help: one sentence for
+    a tooltip.
     """
 
     key: str
@@ -95,7 +98,7 @@ class Figure:
 
     def text(self, value: float) -> str:
         """The value as people read it, such as '98.8 %'."""
-        return self.format % (self.scale * value)
+        return formatted(self.format, self.scale * value)
 
 
 TOKENS = Figure("tokens", "tokens evaluated", "tokens", "%d", "Tokens that were predicted.")
@@ -291,7 +294,7 @@ def evaluated_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def kl_text(measured: Mapping[str, Any]) -> str:
-    """The KL with its interval of 95 %, where there is one: '0.012 (0.01 to 0.014)'.
+    """The KL with its interval of 95 %, where there is one: '0.0120 (0.0100 to 0.0140)'.
 
     measured: `TextQuality.model_dump()`.
     """

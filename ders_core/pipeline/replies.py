@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ders_core.units import number_text
+
 MOST_TOKENS = 1024
 """Of a reply; the probabilities of the whole vocabulary are in memory for each."""
 
@@ -80,7 +82,7 @@ class Replies(BaseModel):
     def sentence(self) -> str:
         """What came of it."""
         tokens, differences = len(self.original.tokens), self.original.differences
-        kl = f"KL {self.original.kl:.3g} nats a token"
+        kl = f"KL {number_text(self.original.kl)} nats a token"
         if self.are_same:
             return f"Both say the same {tokens} tokens; {kl}."
         return (

@@ -49,6 +49,7 @@ from ders_core.repair.writing import (
     write_descriptions,
     write_weights,
 )
+from ders_core.units import number_text
 from ders_core.upcycle.checkpoints import Checkpoints, clear, find_checkpoints
 
 CHECKPOINTS = ".training"
@@ -258,7 +259,7 @@ def _fit(
         else:
             watch = Watch(meter)
             trainer.add_callback(watch)
-            meter.report(f"computing the first step, at a rate of {rate:.3g}")
+            meter.report(f"computing the first step, at a rate of {number_text(rate)}")
             trainer.train(resume_from_checkpoint=last)
             if watch.stopped is not None:
                 raise watch.stopped
@@ -292,7 +293,7 @@ def _check_better(outcome: _Outcome, work: Work) -> None:
     before, after = outcome.trained.before.mean, outcome.after.mean
     raise NotBetter(
         f"the repair was not kept: on {work.texts.heldout.numel()} tokens that it did not train "
-        f"on, KL was {before:.4g} before and {after:.4g} after, and the difference lies between "
-        f"{change.low:.2g} and {change.high:.2g}; give more text, a lower rate or fewer steps, or "
-        "keep the packed checkpoint as it is"
+        f"on, KL was {number_text(before, 4)} before and {number_text(after, 4)} after, and the "
+        f"difference lies between {number_text(change.low, 2)} and {number_text(change.high, 2)}; "
+        "give more text, a lower rate or fewer steps, or keep the packed checkpoint as it is"
     )

@@ -26,6 +26,7 @@ from ders_core.repair.result import NotBetter
 from ders_core.repair.settings import RepairSettings
 from ders_core.repair.student import Student, predictions
 from ders_core.repair.tuned import Leaf
+from ders_core.units import number_text
 from ders_core.upcycle.whole_trainer import WholeTrainer, arguments_in, collate
 
 KEPT = 2
@@ -133,7 +134,9 @@ class Watch(TrainerCallback):
             return
         self.losses[state.global_step] = logs["loss"]
         try:
-            message = f"step {state.global_step} of {args.max_steps}, KL {logs['loss']:.4g}"
+            message = (
+                f"step {state.global_step} of {args.max_steps}, KL {number_text(logs['loss'], 4)}"
+            )
             self._meter.at(state.global_step, message)
         except Cancelled as cancelled:
             self.stopped = cancelled

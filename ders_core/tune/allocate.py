@@ -15,7 +15,7 @@ from ders_core.tune.knapsack import Options, Solution, least_loss, least_size, n
 from ders_core.tune.problem import Problem
 from ders_core.tune.refine import Picked, refined
 from ders_core.tune.scores import Candidate, Scores, UnitScores
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text, number_text, share_text
 
 ROUNDS = 12
 """How often what meets is weighed again at what was found, at most."""
@@ -187,7 +187,7 @@ class Solver:
         if best.picked.kl > bound.most:
             raise RecipeError(
                 f"no choice keeps to {bound.label}: the least that is predicted is "
-                f"{best.picked.kl:.3g}; give a larger one, or fewer constraints"
+                f"{number_text(best.picked.kl)}; give a larger one, or fewer constraints"
             )
         high, too_much = problem.size_of(best.picked.picks), 0.0
         for number in range(TRIES):
@@ -224,7 +224,7 @@ class Solver:
 
     def _refusal(self, bound: Bound, least: float) -> RecipeError:
         if bound.measure == "bits":
-            needed = f"{least:.3g} bits a weight"
+            needed = f"{number_text(least)} bits a weight"
         elif bound.measure == "share":
             share = share_text(least / self._scores.bytes_total)
             needed = f"{bytes_text(least)}, {share} of the original"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ders_core.errors import RecipeError
 from ders_core.recipe.budget import UNITS
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text
 
 Measure = Literal["bytes", "share", "bits", "read", "kl"]
 
@@ -54,7 +54,7 @@ class Bound:
         """In a few words."""
         match self.measure:
             case "share":
-                return f"{share_text(self.most)} of the original"
+                return f"{100 * self.most:g} % of the original"
             case "bytes":
                 return bytes_text(self.most)
             case "bits":

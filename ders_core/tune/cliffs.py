@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ders_core.units import bytes_text
+from ders_core.units import bytes_text, number_text
 
 STEEP = 2.0
 """A KL that rises by this factor more than predicted, from one size to the next smaller one, is a
@@ -45,8 +45,8 @@ class Cliff:
     def sentence(self) -> str:
         return (
             f"between {bytes_text(self.small)} and {bytes_text(self.large)} the KL falls from "
-            f"{self.kl_small:.3g} to {self.kl_large:.3g}, by {self.rise:.2g} times the predicted "
-            "factor"
+            f"{number_text(self.kl_small)} to {number_text(self.kl_large)}, by "
+            f"{number_text(self.rise, 2)} times the predicted factor"
         )
 
 

@@ -26,6 +26,7 @@ from ders_core.tune.scores import Scores
 from ders_core.tune.trials import Trial
 from ders_core.tune.unseen import check_unseen
 from ders_core.tune.workbench import Proposal, Workbench
+from ders_core.units import number_text
 
 ROUNDS = 5
 """How often is solved, at most; most proofs need two or three."""
@@ -68,7 +69,7 @@ class Proof:
         return (
             f"of {len(self.trials)} recipes that were measured the {best.label} one is best: KL "
             f"{kl_text(best.measured.quality.to_dict())} nats a token, predicted "
-            f"{best.predicted_kl:.3g}"
+            f"{number_text(best.predicted_kl)}"
         )
 
 
@@ -149,7 +150,7 @@ def _best(bound: Bound, trials: Sequence[Trial]) -> int | None:
 
 def _remarks(bench: Workbench) -> tuple[str, ...]:
     remarks = [
-        f"{form} costs {factor:.2g} times what was predicted"
+        f"{form} costs {number_text(factor, 2)} times what was predicted"
         for form, factor in sorted(bench.factors.items())
         if not 1 / NOTEWORTHY <= factor <= NOTEWORTHY
     ]

@@ -27,7 +27,7 @@ from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.playground.marked import marked, unmarked
 from ders_core.ui.plots import csv_button
-from ders_core.units import visible
+from ders_core.units import in_one_line, number_text, visible
 
 KIND = Compare.name
 A_ROW = 3
@@ -188,12 +188,12 @@ def _shown(packed: Sequence[str]) -> None:
 def _label(job: Job) -> str:
     first, *others = job.spec.get("prompts") or (job.title,)
     more = f" and {len(others)} more" if others else ""
-    return f"{visible(str(first))[:80]}{more}"
+    return f"{in_one_line(str(first))[:80]}{more}"
 
 
 def _side_by_side(names: Sequence[str], result: CompareResult) -> None:
     for of_prompt in zip(*result.replies, strict=True):
-        st.markdown(strong(of_prompt[0].prompt))
+        st.markdown(strong(in_one_line(of_prompt[0].prompt)))
         cells: list[tuple[str, Replies | None]] = [("Original", None)]
         cells += zip(names, of_prompt, strict=True)
         side_by_side = math.ceil(len(cells) / math.ceil(len(cells) / A_ROW))  # 4 as 2 and 2
@@ -214,7 +214,7 @@ def _side_by_side(names: Sequence[str], result: CompareResult) -> None:
 
 
 def _told(replies: Replies) -> str:
-    kl = f"KL {replies.original.kl:.3g} nats a token along the original's reply"
+    kl = f"KL {number_text(replies.original.kl)} nats a token along the original's reply"
     if replies.are_same:
         return f"the same {replies.same} tokens; {kl}"
     return (

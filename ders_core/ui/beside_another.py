@@ -14,6 +14,7 @@ from ders_core.ui import kept, reads, session
 from ders_core.ui.place_title import place_title
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import plot
+from ders_core.units import number_text
 
 NOTHING = ""
 
@@ -89,7 +90,10 @@ def _sentence(analysis: Analysis, others: Analysis, layer: int, projection: str)
             words.append(f"{name} is no such group")
         else:
             apart, norm = (float(row[key].iloc[0]) for key in ("mean_one_minus_cos", "norm_ratio"))
-            words.append(f"{name} a mean 1 − cos of {apart:.3g} and ‖Δ‖/‖W_base‖ of {norm:.3g}")
+            words.append(
+                f"{name} a mean 1 − cos of {number_text(apart)} and ‖Δ‖/‖W_base‖ of "
+                f"{number_text(norm)}"
+            )
     return f"Layer {layer}, {projection}: {'; '.join(words)}."
 
 

@@ -33,7 +33,7 @@ def beside_section(plan: Plan, source: Checkpoint, change: Change, fresh: Fresh)
         args=(rows, key, change, fresh),
         column_config={
             "what": st.column_config.TextColumn("beside the deltas", width="medium"),
-            **table_columns(),
+            **table_columns(rows["before"]),
         },
     )
     st.caption(

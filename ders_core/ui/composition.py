@@ -90,6 +90,6 @@ def composition(source: Checkpoint, plan: Plan | None) -> None:
 
 
 def _share(part: Part) -> str:
-    """What there is, and what stays if that is less."""
-    before, after = share_text(part.share), share_text(part.stays)
+    """What there is, and what stays if that is less. All shares of the legend have one decimal."""
+    before, after = (f"{100 * share:.1f} %" for share in (part.share, part.stays))
     return before if after == before else f"{before} → {after}"

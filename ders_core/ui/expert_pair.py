@@ -11,7 +11,7 @@ from ders_core.analysis import Analysis, of_group
 from ders_core.checkpoint import Checkpoint
 from ders_core.later import pd
 from ders_core.ui import kept
-from ders_core.units import signed_text
+from ders_core.units import number_text, signed_text
 
 FIRST, SECOND = "pair_first", "pair_second"
 _SEEN = "pair_seen"
@@ -70,7 +70,7 @@ def _sentence(
     base = float(of_group(analysis.groups, layer, projection)["norm_base"].iloc[0]) or 1.0
     norms = (norm[expert] / base for expert in (first, second))
     return (
-        f"**E{first} and E{second}**: 1 − cos = {row['one_minus_cos']:.3g}; cosine of their deltas "
-        f"{signed_text(row['cos_delta'])}; ‖Δ‖/‖W_base‖ "
-        f"{' and '.join(f'{norm:.3g}' for norm in norms)}."
+        f"**E{first} and E{second}**: 1 − cos = {number_text(row['one_minus_cos'])}; cosine of "
+        f"their deltas {signed_text(row['cos_delta'])}; ‖Δ‖/‖W_base‖ "
+        f"{' and '.join(number_text(norm) for norm in norms)}."
     )

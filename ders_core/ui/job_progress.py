@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from ders_core.errors import DersError
 from ders_core.jobs import Job, Which, ensure_worker
@@ -17,6 +18,9 @@ from ders_core.units import duration_text
 
 ACTIVE: tuple[JobState, ...] = ("queued", "running")
 ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
+MESSAGE = 90
+"""Characters of a message that fit into a line, so that nothing below it moves."""
+
 WAITING_SHOWN = 5
 """Waiting jobs of a kind that a page shows besides the running ones."""
 STATES = {
@@ -36,9 +40,10 @@ def submit(kind: str, spec: dict[str, Any], title: str | None = None) -> Job:
 
 
 def time_left(job: Job) -> str:
-    """The time left in the current step, as text; "" if it is not known."""
+    """The time left in the current step, as text; "" if it is not known, as at a step's end, whose
+    last units may take longer than those before."""
     seconds = job.seconds_left if job.state == "running" else None
-    return f"about {duration_text(seconds)} left" if seconds is not None else ""
+    return f"about {duration_text(seconds)} left" if seconds is not None and seconds >= 1 else ""
 
 
 def ended_count(counts: Mapping[JobState, int]) -> int:
@@ -66,9 +71,11 @@ def _first(kind: str, state: JobState, most: int) -> list[Job]:
     return session.job_store().page(Which((kind,), (state,)), "oldest", most=most)
 
 
-def job_panel(job: Job, stop: str = "Cancel") -> None:
-    """A bordered panel: title, state, bar, message, time left. stop: label of the cancel button."""
-    with st.container(border=True):
+def job_panel(job: Job, stop: str = "Cancel") -> DeltaGenerator:
+    """A bordered panel: title, state, bar, message, time left. stop: label of the cancel button.
+    Returns the panel, for more about the job."""
+    panel = st.container(border=True)
+    with panel:
         word, colour = STATES[job.state]
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(strong(job.title))
@@ -79,7 +86,8 @@ def job_panel(job: Job, stop: str = "Cancel") -> None:
             st.progress(job.fraction)
             with st.container(horizontal=True, vertical_alignment="center"):
                 words = (job.message or "waiting for the worker", time_left(job))
-                st.caption(plain(" · ".join(filter(None, words))))
+                line = " · ".join(filter(None, (plain(words[0], MESSAGE), words[1])))
+                st.caption(line, width="stretch")  # the button stays at the right of it
                 if st.button(stop, key=f"cancel_{job.id}", type="tertiary"):
                     session.job_store().cancel(job.id)
                     st.rerun()
@@ -87,6 +95,7 @@ def job_panel(job: Job, stop: str = "Cancel") -> None:
             if job.error:
                 show_error(job.error)
             resume_button(job, f"resume_{job.id}")
+    return panel
 
 
 def resume_button(job: Job, key: str) -> None:

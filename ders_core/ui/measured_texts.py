@@ -18,7 +18,7 @@ from ders_core.pipeline.quality import (
     TOP1_AGREEMENT,
     Quality,
 )
-from ders_core.ui.plots import figure_column
+from ders_core.ui.number_columns import figure_column
 from ders_core.units import visible
 
 FIGURES = (
@@ -44,12 +44,13 @@ def texts_table(quality: Quality) -> None:
             (ALL, quality),
         ]
     ]
+    shown = pd.DataFrame(rows).dropna(axis="columns", how="all")
     st.dataframe(
-        pd.DataFrame(rows).dropna(axis="columns", how="all"),
+        shown,
         hide_index=True,
         column_config={
             "text": st.column_config.TextColumn("text", pinned=True),
-            **{figure.key: figure_column(figure) for figure in FIGURES},
+            **{figure.key: figure_column(figure, shown) for figure in FIGURES},
         },
     )
 
@@ -70,11 +71,12 @@ def worst_tokens(quality: Quality, key: str) -> None:
             }
             for each in quality.worst
         ]
+        shown = pd.DataFrame(rows).dropna(axis="columns", how="all")
         st.dataframe(
-            pd.DataFrame(rows).dropna(axis="columns", how="all"),
+            shown,
             hide_index=True,
             column_config={
-                KL.key: figure_column(KL),
+                KL.key: figure_column(KL, shown),
                 "domain": st.column_config.TextColumn("text"),
                 "before": st.column_config.TextColumn("before it", width="large"),
                 "came": st.column_config.TextColumn("token that came"),

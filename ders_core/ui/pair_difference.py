@@ -14,7 +14,7 @@ from ders_core.files.address import is_remote
 from ders_core.ui.calculations import pair_parts
 from ders_core.ui.calculator import calculate
 from ders_core.ui.plain import plain, show_error
-from ders_core.ui.plots import plot
+from ders_core.ui.plots import live_plot
 from ders_core.units import bytes_text, share_text
 
 MOST_KEPT = 64
@@ -34,17 +34,21 @@ def where_they_differ(
     """A map of the pair's blocks, rows and columns, and a sentence. Experts at an address are read
     once a button asks for it: their bytes must come over the network."""
     key = (source.store.version, layer, projection, first, second)
+    picture = st.container()  # first: the picture of an earlier pair stays there until then
     found = _known().get(key) or _read(source, key)
     if found is None:
         return
-    if found.total:  # of two that are the same there is nothing to draw
-        plot(
-            figures.pair_blocks(found, first, second),
-            "pair_blocks",
-            figures.pair_table(found),
-            alt=f"Blocks of the matrix; colour shows how much E{first} and E{second} differ there",
-        )
-    st.caption(_sentence(found, first, second))
+    with picture:
+        if found.total:  # of two that are the same there is nothing to draw
+            live_plot(
+                figures.pair_blocks(found, first, second),
+                "pair_blocks",
+                figures.pair_table(found),
+                alt="Blocks of the matrix; colour shows how much "
+                f"E{first} and E{second} differ there",
+                of=source.path,
+            )
+        st.caption(_sentence(found, first, second))
 
 
 def _read(source: Checkpoint, key: Key) -> PairDifference | None:

@@ -68,6 +68,14 @@ def strong(text: object) -> str:
     return f"**{plain(str(text).strip()) or '–'}**"
 
 
+def answer_first(sentence: str) -> str:
+    """The same with its first words in bold type, which are the answer; what supports them begins
+    with a colon, a semicolon, a bracket or the next sentence."""
+    found = re.match(r".+?(?=[:;.](?:\s|$)| \()", sentence)
+    answer = found[0] if found is not None else sentence
+    return strong(answer) + plain(sentence[len(answer) :])
+
+
 def as_html(text: str) -> str:
     """HTML that shows a text as it is, for `st.html`: lines stay lines, other controls are escaped.
     It may stand in an attribute, too."""

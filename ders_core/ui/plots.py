@@ -10,7 +10,6 @@ import streamlit as st
 
 from ders_core.analysis import Analysis
 from ders_core.later import pd
-from ders_core.pipeline.quality import Figure
 
 Click = Callable[[Mapping[str, Any]], None]
 """What is told of a point that was clicked: among else its `x` and `y`."""
@@ -71,13 +70,6 @@ def _chart(
     return st.plotly_chart(
         figure, key=key, config=config, alt=alt, on_select=on_select, selection_mode="points"
     )
-
-
-def figure_column(figure: Figure, note: str = "") -> Any:
-    """A column of a figure whose values are multiplied by its scale already. note: a sentence that
-    its help ends with."""
-    words = f"{figure.help} {note}".rstrip()
-    return st.column_config.NumberColumn(figure.short, format=figure.format, help=words)
 
 
 def live_plot(

@@ -31,6 +31,9 @@ from ders_core.units import visible
 from ders_core.upcycle import DenseModel
 from ders_core.upcycle.dense_model import FAMILIES
 
+MOST_CARD = 50_000
+"""Characters of a model card that are shown."""
+
 REMOTE_SECONDS = 3600
 """Seconds for which a remote checkpoint is not read again."""
 
@@ -108,6 +111,14 @@ def auto_class(path: str) -> str:
         return card.auto_class(read_json(workspace().check_allowed(Path(path)) / "config.json"))
     except DersError:
         return card.auto_class({})
+
+
+def model_card(directory: str) -> str:
+    """The begin of an export's model card; "" if there is none any more."""
+    try:
+        return card.read_card(workspace().check_allowed(Path(directory)))[:MOST_CARD]
+    except (DersError, OSError):
+        return ""
 
 
 @st.cache_data(show_spinner=False, max_entries=16)

@@ -108,7 +108,7 @@ def _editor(drawn: _Table, opened: set[int], change: Change, fresh: Fresh) -> No
         alt="Groups of experts with their codec, strength and size",
         placeholder="",
         column_config={
-            **table_columns(SEVERAL),
+            **table_columns(drawn.shown["before"], SEVERAL),
             TICK: st.column_config.CheckboxColumn(
                 "", width=40, pinned=True, help="Rows that the button above sets at once."
             ),
@@ -126,7 +126,7 @@ def _editor(drawn: _Table, opened: set[int], change: Change, fresh: Fresh) -> No
                 GAIN.short,
                 width="small",
                 help=f"{ESTIMATED} Of a layer: the mean. {GAIN.help}",
-                format="%.3g",
+                format="%.3f",
                 min_value=0.0,
                 max_value=1.0,
             ),
@@ -134,7 +134,7 @@ def _editor(drawn: _Table, opened: set[int], change: Change, fresh: Fresh) -> No
                 NOISE.short,
                 width="small",
                 help=f"{ESTIMATED} Of a layer: the mean. {NOISE.help}",
-                format="%.3g",
+                format="%.3f",
             ),
         },
     )

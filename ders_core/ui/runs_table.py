@@ -18,7 +18,7 @@ from ders_core.pipeline.quality import (
 from ders_core.ui import kept, runs
 from ders_core.ui.job_pages import follow, show_selected
 from ders_core.ui.job_progress import STATES
-from ders_core.ui.plots import figure_column
+from ders_core.ui.number_columns import SHARE, figure_column, number_column
 from ders_core.units import visible
 
 TABLE = "runs_table"
@@ -51,12 +51,13 @@ def runs_table(rows: pd.DataFrame) -> list[int]:
         help="Gain, noise, tails of the KL, errors of weights, routing, device.",
     )
     seen = {*FIRST_SEEN, *texts, *tasks, *(columns if is_whole else ())}
+    shown = rows[["id", *columns]].assign(
+        state=rows["state"].map(lambda state: STATES[state][0]),
+        bytes_after=rows["bytes_after"].astype(float) / 1e6,
+        **{key: scale * rows[key].astype(float) for key, scale in percent.items()},
+    )
     event = table.dataframe(
-        rows[["id", *columns]].assign(
-            state=rows["state"].map(lambda state: STATES[state][0]),
-            bytes_after=rows["bytes_after"].astype(float) / 1e6,
-            **{key: scale * rows[key].astype(float) for key, scale in percent.items()},
-        ),
+        shown,
         hide_index=True,
         column_order=[name for name in columns if name in seen and rows[name].notna().any()],
         key=TABLE,
@@ -65,14 +66,14 @@ def runs_table(rows: pd.DataFrame) -> list[int]:
         selection_mode="multi-row",
         column_config={
             "name": st.column_config.TextColumn("run", pinned=True),
-            "bytes_after": st.column_config.NumberColumn("size, MB", format="%.3g"),
+            "bytes_after": number_column("size, MB", shown["bytes_after"]),
             "ratio": st.column_config.ProgressColumn(
-                "of original", format="%.3g %%", min_value=0.0, max_value=100.0
+                "of original", format=SHARE, min_value=0.0, max_value=100.0
             ),
-            **{figure.key: figure_column(figure) for figure in COMPARED},
-            **{name: _text_column(name.removeprefix(runs.DOMAIN)) for name in texts},
-            **{name: _task_column(name.removeprefix(runs.TASK)) for name in tasks},
-            **{figure.key: figure_column(figure, runs.MEAN) for figure in runs.MEANS},
+            **{figure.key: figure_column(figure, shown) for figure in COMPARED},
+            **{name: _text_column(name.removeprefix(runs.DOMAIN), rows[name]) for name in texts},
+            **{name: _task_column(name.removeprefix(runs.TASK), rows[name]) for name in tasks},
+            **{figure.key: figure_column(figure, shown, runs.MEAN) for figure in runs.MEANS},
         },
     )
     chosen = list(event.selection.rows)
@@ -80,15 +81,15 @@ def runs_table(rows: pd.DataFrame) -> list[int]:
     return chosen
 
 
-def _text_column(name: str) -> Any:
+def _text_column(name: str, values: pd.Series) -> Any:
     """The KL on one of several texts."""
-    return st.column_config.NumberColumn(
-        f"KL, {visible(name)}", format=KL.format, help="KL on the text of this name alone."
+    return number_column(
+        f"KL, {visible(name)}", values, KL.format, help="KL on the text of this name alone."
     )
 
 
-def _task_column(label: str) -> Any:
+def _task_column(label: str, values: pd.Series) -> Any:
     """What was reached on a task. label: task and metric."""
-    return st.column_config.NumberColumn(
-        visible(label), format="%.4g", help="Reached on this task of lm-eval, by this metric."
+    return number_column(
+        visible(label), values, "%.4g", help="Reached on this task of lm-eval, by this metric."
     )

@@ -162,7 +162,7 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     page.close()
     page = context.new_page()
     page.goto(f"{studio.address}/export")
-    expect(page.get_by_text("Packed DeRS checkpoint")).to_be_visible()
+    expect(page.get_by_text("Packed DeRS checkpoint").first).to_be_visible()
     with page.expect_download() as download:
         page.get_by_role("button", name="Report").click()
     report = download.value.path().read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import Quality, WorstToken, kl_text
 from ders_core.pipeline.report import Outlook
 from ders_core.pipeline.verify import verify
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,10 @@ def test_the_page_has_sizes_errors_and_quality(
     for form, row, kl in zip(packed, sizes, (QUALITY, measured), strict=True):
         nbytes = PackedCheckpoint(form).bytes_total
         assert row[""] == form.name
-        assert (row["size"], row["of original"]) == (bytes_text(nbytes), share_text(nbytes / total))
+        assert (row["size"], row["of original"]) == (
+            bytes_text(nbytes),
+            f"{100 * nbytes / total:.1f} %",
+        )
         assert row["KL"] == kl_text(kl)
     for form, rows in zip(packed, (one for one in tables if "gain" in one[0]), strict=True):
         for row, error in zip(rows, verify(form, mixtral_dir).groups, strict=True):

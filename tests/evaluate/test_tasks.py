@@ -195,6 +195,23 @@ def test_a_model_that_lm_eval_does_not_take_is_an_error_after_the_texts_result(
     assert "perplexity" in done.stdout
 
 
+def test_a_text_that_was_measured_is_printed_as_json_though_tasks_fail(
+    pair: Pair, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> tuple[TaskScore, ...]:
+        raise EvaluationError("the questions cannot be read")
+
+    monkeypatch.setattr("ders_core.evaluate.tasks.check_tasks", lambda *args, **options: None)
+    monkeypatch.setattr("ders_core.evaluate.tasks.evaluate_tasks", fail)
+    words = ("eval", pair.packed, "--tasks", "arc_easy", "--json")
+    measured = ders(*words, "--text", text_file, "--max-tokens", 64)
+    assert "questions cannot be read" in error_of(measured)
+    assert json.loads(measured.stdout)["tokens"] == 64
+    nothing = ders(*words)
+    assert "questions cannot be read" in error_of(nothing)
+    assert nothing.stdout == ""
+
+
 def test_without_lm_eval_the_extra_is_named(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ders_core.evaluate.tasks.find_spec", lambda name: None)
     refused = error_of(ders("eval", pair.packed, "--tasks", "arc_easy"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -78,10 +79,14 @@ def log_of(store: JobStore, number: int) -> str:
 
 
 @pytest.fixture
-def ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In place of Python, a program that leaves a process behind and ends with status 3."""
+def ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """In place of Python, a program that leaves a process behind and ends with status 3, or another
+    one that is asked for."""
     program, left = tmp_path / "ends", tmp_path / "left"
-    program.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {left}\nexit 3\n")
+    end = getattr(request, "param", "exit 3")
+    program.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {left}\n{end}\n")
     program.chmod(0o700)
     monkeypatch.setattr("sys.executable", str(program))
     yield
@@ -210,6 +215,37 @@ def test_a_process_that_is_asked_to_end_costs_no_attempt(
     assert "died" not in log
 
 
+def test_an_idle_process_that_is_asked_to_end_as_a_job_comes_costs_no_attempt(
+    workspace: Workspace, store: JobStore, tmp_path: Path
+) -> None:
+    claims = Claims(store.path, "worker")
+    claims.beat(None, 0, 0.0)
+    with child_of(workspace) as doer:
+        for name in ("first", "second"):
+            number = submit_run(store, tmp_path / name, FAST_RECIPE)
+            while (claim := claims.claim()) is not None:
+                doer.do(claim)
+            assert str(tmp_path / name) in (store.get(number).error or "")
+            assert "died" not in log_of(store, number)
+            for pid in job_processes(workspace):
+                psutil.Process(pid).terminate()
+
+
+@pytest.mark.parametrize("program", ["true", "false"])
+def test_a_job_that_ends_its_process_is_a_loss(
+    workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """Else a job that ends so each time would be begun for ever."""
+    near, far = Pipe()
+    monkeypatch.setattr("ders_core.jobs.job_process.Pipe", lambda: (near, far))
+    monkeypatch.setattr("sys.executable", shutil.which(program))
+    far.send("begun")
+    claim = claimed(store)
+    with child_of(workspace) as doer:
+        doer.do(claim)
+    assert "died: with exit status" in log_of(store, claim.job.id)
+
+
 def test_a_process_that_cannot_read_its_job_ends(
     workspace: Workspace, store: JobStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,15 +262,27 @@ class Unreadable(Claim):
         return import_module, ("no_such_module",)
 
 
+@pytest.mark.parametrize(
+    ("ends_at_once", "told"),
+    [
+        ("exit 3", "died: with exit status 3"),
+        ("exit 0", "asked to stop"),  # as one that was asked to before it begun the job
+        ("kill -TERM $$", "asked to stop"),
+    ],
+    indirect=["ends_at_once"],
+)
 @pytest.mark.usefixtures("ends_at_once")
 def test_a_process_that_ended_is_seen_though_another_one_holds_its_pipe(
-    workspace: Workspace, store: JobStore
+    workspace: Workspace, store: JobStore, told: str
 ) -> None:
+    """It costs an attempt, unless it was asked to end."""
     claim = claimed(store)
     with child_of(workspace) as doer:
         doer.do(claim)
     assert store.get(claim.job.id).state == "queued"
-    assert "died: with exit status 3" in log_of(store, claim.job.id)
+    log = log_of(store, claim.job.id)
+    assert told in log
+    assert ("died" in log) == told.startswith("died")
 
 
 @pytest.mark.usefixtures("ends_at_once")
@@ -273,6 +321,7 @@ def test_a_stop_while_the_store_cannot_be_used_is_no_error(
     near, far = Pipe()
     with near, far:
         serve(jobs, far, workspace, None)
+        assert near.recv() == "begun"
         assert not near.poll()
 
 

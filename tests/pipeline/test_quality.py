@@ -40,8 +40,8 @@ def test_every_figure_of_an_evaluation_has_words() -> None:
 
 def test_values_as_people_read_them() -> None:
     texts = [text for _, text in evaluated_rows(MEASURED.to_dict())]
-    kl = "0.0123 (0.01 to 0.015)"
-    assert texts == [kl, "0.05", "0.2", "12.35", "11.99", "98.8 %", "87.7 %", "4096"]
+    kl = "0.0123 (0.0100 to 0.0150)"
+    assert texts == [kl, "0.0500", "0.200", "12.35", "11.99", "98.8 %", "87.7 %", "4096"]
 
 
 def test_a_kl_without_an_interval() -> None:

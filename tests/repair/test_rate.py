@@ -23,6 +23,7 @@ from ders_core.repair.pace import NOISE, USUAL_RATE, rate_within
 from ders_core.repair.repairer import repair
 from ders_core.repair.result import NotBetter, RepairResult
 from ders_core.repair.student import Student
+from ders_core.units import number_text
 
 
 @pytest.fixture
@@ -144,4 +145,4 @@ def test_training_goes_by_what_moves_by_chance_cost(
     assert math.isfinite(rise)
     assert any(not torch.equal(a, b) for a, b in zip(seen["moved"], seen["put back"], strict=True))
     rates = [message.rpartition(" ")[2] for message in told if "at a rate of" in message]
-    assert rates == [f"{rate_within(kl, rise):.3g}"]
+    assert rates == [number_text(rate_within(kl, rise))]

@@ -21,8 +21,7 @@ from pathlib import Path
 import psutil
 
 from ders_core.jobs import JobStore
-from ders_core.jobs.process import LOG
-from ders_core.jobs.workspace import WORKSPACE_VARIABLE, Workspace
+from ders_core.jobs.workspace import WORKER_LOG, WORKSPACE_VARIABLE, Workspace
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 15.0
@@ -59,7 +58,7 @@ class Studio:
         assert worker_lives, f"the worker has ended:\n{self.worker_log()}"
 
     def worker_log(self) -> str:
-        return _tail(Workspace(self.workspace).logs / LOG)
+        return _tail(self.workspace / WORKER_LOG)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from ders_core.tune.pilot import run as module
 from ders_core.tune.pilot.outcome import Pilot
 from ders_core.tune.pilot.run import TEXTS, TRIALS, Wishes, pilot
 from ders_core.tune.trials import TrialFiles
+from ders_core.units import number_text
 
 FORMS = ("quantized", "lossless", "keep")
 """All forms would take a minute to score."""
@@ -181,7 +182,7 @@ def test_the_report_stands_alone(done: Done) -> None:
     assert HOSTILE not in page
     assert HOSTILE.replace("<", "&lt;").replace(">", "&gt;") in page
     for point in done.found.points:
-        assert f"{point.measured.kl:.3g}" in page
+        assert number_text(point.measured.kl) in page
     for risk in done.found.risks:
         assert risk.fallback.split(":")[0] in page
 

@@ -88,7 +88,7 @@ def test_the_smallest_safe_one_is_recommended() -> None:
     found = pilot_of(point(300, 0.001), point(200, 0.006), point(150, 0.009), point(50, 0.2))
     assert found.recommended == found.points[1]  # the interval of 0.009 ends above
     assert "200 B" in found.sentence
-    assert "20 % of the original" in found.sentence
+    assert "20.0 % of the original" in found.sentence
     none = pilot_of(point(300, 0.05))
     assert none.recommended is None
     assert "600 B" in none.sentence  # without loss

@@ -32,6 +32,7 @@ from ders_core.tune.scores import Scores
 from ders_core.tune.scoring import score
 from ders_core.tune.series import series
 from ders_core.tune.workbench import Proposal, Workbench
+from ders_core.units import number_text
 
 SIZES: dict[str, Any] = {"max_tokens": 310, "window": 32, "batch": 10}
 FORMS = ("quantized", "lowrank", "keep")
@@ -121,7 +122,7 @@ def test_the_best_of_all_that_was_measured_is_kept(proof: Proof) -> None:
     assert best.keeps
     assert best.measured.kl == min(trial.measured.kl for trial in keeping)
     assert all(trial.keeps == (trial.size <= trial.most) for trial in proof.trials)
-    assert f"{best.measured.kl:.3g}" in proof.sentence
+    assert number_text(best.measured.kl) in proof.sentence
     assert best.label in proof.sentence
 
 

@@ -124,6 +124,24 @@ def test_what_was_asked_is_not_asked_again(
     assert len(store.list(kind="compare")) == 3
 
 
+def test_prompts_of_several_lines_are_named_in_one(
+    work: Callable[[], None],
+    app: AppTest,
+    runs: dict[str, Path],
+    store: JobStore,
+    mixtral_dir: Path,
+) -> None:
+    models = [{"name": name, "packed": str(packed)} for name, packed in runs.items()]
+    for prompt in ("The river\n  runs\n", "The mill"):
+        asked = {"original": str(mixtral_dir), "models": models, "prompts": [prompt]}
+        store.submit("compare", asked | {"max_tokens": 1})
+    work()
+    on(app.run(), "runs")
+    assert app.selectbox(key="answers_shown").options == ["The mill", "The river ↵ runs"]
+    app.selectbox(key="answers_shown").select_index(1).run()
+    assert strong("The river ↵ runs") in words(app)
+
+
 def test_what_cannot_be_asked(app: AppTest, store: JobStore, runs: dict[str, Path]) -> None:
     on(app.run(), "runs")
     ask(app, " \n")

@@ -16,6 +16,7 @@ from ders_core.jobs import JobStore, Workspace
 from ders_core.packed.open import open_checkpoint
 from ders_core.recipe import presets
 from ders_core.ui.place_title import place_title
+from ders_core.units import number_text
 
 
 def heat_maps(app: AppTest) -> list[dict[str, object]]:
@@ -48,7 +49,7 @@ def test_another_checkpoint_is_shown_beside_on_one_scale(
     there = Analysis.load(workspace.analysis_dir(scratch.identity))
     layer, projection = open_checkpoint(mixtral_dir).groups()[0].key
     apart = float(of_group(there.groups, layer, projection)["mean_one_minus_cos"].iloc[0])
-    assert f"there a mean 1 − cos of {apart:.3g}" in words(app)
+    assert f"there a mean 1 − cos of {number_text(apart)}" in words(app)
     maps = heat_maps(app)[alone:]
     assert len(maps) == 4
     assert len({(one["zmin"], one["zmax"]) for one in maps[::2]}) == 1

@@ -17,7 +17,7 @@ from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
 from ders_core.ui.recipe_table import table
-from ders_core.units import bytes_text
+from ders_core.units import bytes_text, number_text
 
 
 def shown(app: AppTest) -> dict[str, str]:
@@ -42,7 +42,10 @@ def test_gain_and_noise_without_a_calibration(app: AppTest, mixtral_dir: Path) -
     assert outlook.gain is not None
     assert outlook.noise is not None
     cells = shown(app)
-    assert (cells["Gain"], cells["Noise"]) == (f"{outlook.gain:.3g}", f"{outlook.noise:.3g}")
+    assert (cells["Gain"], cells["Noise"]) == (
+        number_text(outlook.gain),
+        number_text(outlook.noise),
+    )
     app.session_state["presets"] = True  # the row of cards is open
     app.run().button(key="preset_quantized-2bit").click().run()
     assert not {"Gain", "Noise"} & shown(app).keys()  # of another recipe
@@ -81,7 +84,8 @@ def test_kl_with_gradients(app: AppTest, mixtral_dir: Path, workspace: Workspace
     recipe = recipe_of(app)
     assert recipe.codec(0, "up").needs_of_calibration == "inputs"
     kl = forecast(resolve(recipe, source), source).predicted_kl
-    assert shown(app)["Predicted KL"] == f"{kl:.3g}"
+    assert kl is not None
+    assert shown(app)["Predicted KL"] == number_text(kl)
     assert "Gain" not in shown(app)
 
 
@@ -102,7 +106,8 @@ def test_one_group_on_the_spectra_page(
     rule |= {"rounding": "unbiased", "gain": "auto"}
     recipe = Recipe.model_validate({"name": "x", "calibration": path, "rules": [rule]})
     kl = forecast(resolve(recipe, source), source).predicted_kl
-    assert shown(app)["Predicted KL"] == f"{kl:.3g}"
+    assert kl is not None
+    assert shown(app)["Predicted KL"] == number_text(kl)
 
 
 def test_the_table_takes_what_was_foretold(mixtral_dir: Path) -> None:

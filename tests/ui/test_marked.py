@@ -74,4 +74,4 @@ def test_text_stays_text_and_marks_are_where_they_belong(
     others = [token.other for token in said if token.other is not None]
     for title, other in zip(read.titles, others, strict=True):
         assert f"“{visible(other.replace(chr(10), '↵'))}”" in title
-        assert "50 % here, 25 % there" in title
+        assert "50.0 % here, 25.0 % there" in title

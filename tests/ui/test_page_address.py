@@ -16,6 +16,7 @@ from ders_core.jobs.claims import Claims
 from ders_core.packed.open import open_checkpoint
 from ders_core.recipe import FIRST_PRESET, presets
 from ders_core.ui.opened import Open
+from ders_core.units import number_text
 
 
 def test_a_link_opens_its_checkpoint_for_the_session_that_follows_it(
@@ -188,7 +189,7 @@ def test_a_link_and_a_click_show_their_pair_of_experts(
     analysis = Analysis.load(workspace.analysis_dir(checkpoint.identity))
     group = analysis.group_keys()[0]
     apart = square(analysis.pairs.of_group(*group), "one_minus_cos")[2, 1]
-    assert f"**E2 and E1**: 1 − cos = {apart:.3g}" in words(other)
+    assert f"**E2 and E1**: 1 − cos = {number_text(apart)}" in words(other)
     other.selectbox(key="pair_second").set_value(2).run()
     assert "twice" in words(other)
     # A click on a cell of the map chooses its pair; one on a joint of the tree chooses nothing.

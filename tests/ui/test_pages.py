@@ -30,6 +30,7 @@ from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, presets
 from ders_core.ui.recipe_table import choice_of, codecs_of, menu
+from ders_core.units import number_text
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("redundancy", "spectra", "recipe", "runs", "export")
@@ -64,7 +65,7 @@ def test_a_packed_checkpoint_is_opened_as_what_it_stands_for(
     opened(app, packed)
     text, checkpoint = words(app), open_checkpoint(packed)
     assert checkpoint.packed_bytes is not None
-    size = f"{checkpoint.packed_bytes / 1e3:.3g} kB"
+    size = f"{number_text(checkpoint.packed_bytes / 1e3)} kB"
     assert f"Packed: {size} on disk" in text
     assert f"it takes {size}" in text
     assert "4 experts × 2 layers, top-2." in text
@@ -85,8 +86,8 @@ def test_checkpoint_page_answers(app: AppTest, mixtral_dir: Path) -> None:
     assert "share one start" in text
     checkpoint = open_checkpoint(mixtral_dir)
     shown = {metric.label: metric.value for metric in app.metric}
-    assert shown["Weight files"] == f"{checkpoint.bytes_total / 1e3:.3g} kB"
-    assert shown["Experts' share"] == f"{100 * checkpoint.expert_share:.3g} %"
+    assert shown["Weight files"] == f"{number_text(checkpoint.bytes_total / 1e3)} kB"
+    assert shown["Experts' share"] == f"{number_text(100 * checkpoint.expert_share)} %"
     assert app.dataframe[0].value["layer"].tolist() == [0, 1]
 
 
@@ -249,7 +250,7 @@ def test_recipe_presets_edits_undo_and_files(
     checkpoint = open_checkpoint(mixtral_dir)
     wanted = resolve(presets()["quantized-2bit"], checkpoint)
     shown = {metric.label: metric.value for metric in app.metric}
-    assert shown["After"] == f"{wanted.bytes_after / 1e3:.3g} kB"
+    assert shown["After"] == f"{number_text(wanted.bytes_after / 1e3)} kB"
     assert {"After", "Of original"} <= {metric.label for metric in bottom(app).metric}
     app.multiselect(key="set_projections").set_value(["down"]).run()
     app.selectbox(key="set_codec").set_value("low rank").run()

@@ -50,6 +50,21 @@ def test_the_chosen_pair_is_mapped(app: AppTest, analysed: Path) -> None:
     assert "larger norm" not in words(app)
 
 
+def test_a_pairs_map_stays_until_the_next_is_drawn(app: AppTest, analysed: Path) -> None:
+    """In a browser the new one lies over the one before once it is drawn."""
+
+    def versions() -> int:
+        names = [chart.proto.id for chart in app.get("plotly_chart")]
+        return sum("pair_blocks_" in name for name in names)
+
+    on(opened(app, analysed), "redundancy")
+    assert versions() == 1
+    app.selectbox(key="pair_second").set_value(3).run()
+    assert versions() == 2
+    app.selectbox(key="red_layer").set_value(1).run()
+    assert versions() == 2
+
+
 def test_a_pair_is_read_once(app: AppTest, analysed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[tuple[object, ...]] = []
 
@@ -68,7 +83,7 @@ def test_nothing_is_drawn_of_two_that_are_the_same(
     app: AppTest, analysed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(section, "plot", lambda figure, key, *_, **__: drawn.append(key))
+    monkeypatch.setattr(section, "live_plot", lambda figure, key, *_, **__: drawn.append(key))
     on(opened(app, analysed), "redundancy")
     assert drawn == ["pair_blocks"]
     group = open_checkpoint(analysed).group(0, "gate")

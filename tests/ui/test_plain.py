@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from streamlit.testing.v1 import AppTest
 
-from ders_core.ui.plain import PART, plain, strong
+from ders_core.ui.plain import PART, answer_first, plain, strong
 from ders_core.units import visible
 
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -145,3 +145,17 @@ def test_an_error_that_nobody_expected_is_one_sentence() -> None:
 def test_bold_text_is_never_a_rule() -> None:
     assert strong("") == "**–**"
     assert strong(" a*b ") == r"**a\*b**"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("They share one start: 2.5 % (or so).", "**They share one start**: 2.5 % (or so)."),
+        ("In part (0.4): set {base: x}.", "**In part** (0.4): set \\{base: x\\}."),
+        ("A KL of 0.5; it parts.", "**A KL of 0.5**; it parts."),
+        ("Nothing *else*.", "**Nothing \\*else\\***."),
+        ("no end", "**no end**"),
+    ],
+)
+def test_an_answer_is_bold_and_what_supports_it_is_not(sentence: str, shown: str) -> None:
+    assert answer_first(sentence) == shown

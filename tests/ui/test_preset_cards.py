@@ -97,7 +97,7 @@ def test_what_a_run_measured_stands_on_the_card(
     opened(app, here)
     app.session_state[ROW] = True
     on(app, "recipe")
-    assert "KL 0.25 (0.125 to 0.5) nats a token, measured on 511 tokens" in words(app)
+    assert "KL 0.250 (0.125 to 0.500) nats a token, measured on 511 tokens" in words(app)
     assert "**newer**" in words(app)
     for word in ("older", "not measured", "of another"):
         assert word not in words(app)

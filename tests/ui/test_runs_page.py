@@ -40,6 +40,8 @@ def test_run_then_export(
     app.number_input[1].set_value(1)
     app.button[0].click().run()
     assert not app.error
+    assert "compress → " in words(app)
+    assert "Log" not in [expander.label for expander in app.expander]  # of a run that waits
     work()
     on(app, "runs")
     store = JobStore(workspace.store_path)
@@ -56,6 +58,9 @@ def test_run_then_export(
     whole, held = map(bytes_text, in_memory)
     assert f"{whole} with" in words(app)
     assert f"{held} and a cache" in words(app)
+    formats = [tab.label for tab in app.tabs]
+    assert formats == ["Packed DeRS checkpoint", "Original layout", "Patch"]
+    assert [str(workspace.exports / FIRST_PRESET) in code.value for code in app.code] == [True] * 3
     app.button(key="export_packed").click().run()
     assert not app.error
     work()
@@ -63,6 +68,7 @@ def test_run_then_export(
     out = workspace.exports / f"{FIRST_PRESET}-ders"
     assert f"{len(PackedCheckpoint(out).store.tensors)} checksums" in words(app)
     assert PackedCheckpoint(out).manifest.recipe["name"] == FIRST_PRESET
+    assert (out / "README.md").read_text("utf-8").strip() in [code.value for code in app.code]
     assert f"{job.result['quality']['perplexity']:.4g}" in (out / "README.md").read_text("utf-8")
     base = app.text_input(key=f"base_{job.id}")
     base.set_value("/proc").run()
@@ -175,7 +181,7 @@ def test_texts_measured_apart_worst_tokens_and_tasks_are_shown(
     assert worst[["domain", "before", "came", "model"]].to_numpy().tolist() == [
         ["code", "def f(", "x", "self"]
     ]
-    assert "KL 0.25 (0.2 to 0.3) nats a token" in words(app)
+    assert "KL 0.250 (0.200 to 0.300) nats a token" in words(app)
 
 
 def test_texts_with_names_are_typed_a_line_each(
@@ -228,4 +234,4 @@ def test_a_run_is_renamed_and_described_and_says_what_deleting_frees(
     assert ":red[kept]" not in shown  # escaped
     assert "\\# on code" in shown
     app.button(key=f"delete_{number}").click().run()
-    assert "frees 1.5 MB" in words(app)
+    assert "frees 1.50 MB" in words(app)

@@ -202,7 +202,14 @@ def test_a_pilot_is_filed_and_its_report_offered(
     claim.complete(RESULTS["pilot"][0])
     on(app, "tune")
     assert not app.exception
-    assert PilotResult.model_validate(RESULTS["pilot"][0]).pilot.sentence in words(app)
+    pilot = PilotResult.model_validate(RESULTS["pilot"][0]).pilot
+    assert pilot.sentence in words(app)
+    shown = measured(open_checkpoint(mixtral_dir))
+    assert shown["role"].tolist() == ["tuned"] * len(pilot.points)
+    assert shown["share"].tolist() == [
+        point.measured.nbytes / pilot.bytes_total for point in pilot.points
+    ]
+    assert shown["recipe"].tolist() == [point.recipe for point in pilot.points]
     assert len(app.get("download_button")) >= 1
 
 

@@ -24,7 +24,7 @@ from ders_core.tune.uniform import one_knob
 from ders_core.tune.written import as_recipe
 from ders_core.ui.tune.solutions import SIZES, outlook, smallest
 from ders_core.ui.tune.wish import Wish
-from ders_core.units import bytes_text
+from ders_core.units import bytes_text, number_text
 
 
 def metric(app: AppTest, label: str) -> str:
@@ -102,8 +102,8 @@ def test_a_move_of_the_slider_solves_again(app: AppTest, mixtral_dir: Path, kept
         rival = one_knob(scores, found.nbytes)
         assert rival is not None
         assert metric(app, "Predicted size").startswith(bytes_text(found.nbytes))
-        assert metric(app, "Predicted KL") == f"{found.predicted_kl:.3g}"
-        assert metric(app, "Of one knob") == f"{rival.predicted_kl:.3g}"
+        assert metric(app, "Predicted KL") == number_text(found.predicted_kl)
+        assert metric(app, "Of one knob") == number_text(rival.predicted_kl)
         assert metric(app, "Read for a token") == bytes_text(found.read)
         table = app.dataframe[0].value
         assert table["codec"].tolist() == codecs(found)

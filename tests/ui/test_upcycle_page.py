@@ -17,6 +17,7 @@ from ders_core.errors import RecipeError
 from ders_core.jobs import JobStore, Workspace
 from ders_core.ui.upcycle import choices as upcycle_choices
 from ders_core.ui.upcycle.comparison import comparison_table, sentence, variants
+from ders_core.units import number_text
 from ders_core.upcycle import DenseModel, UpcycleConfig, predict
 from ders_core.upcycle.forms import FORMS
 
@@ -121,7 +122,7 @@ def test_a_dense_model_is_described_in_a_line(app: AppTest, dense_parent_dir: Pa
     text = words(opened(app, dense_parent_dir))
     dense = DenseModel.open(dense_parent_dir)
     assert "mistral · 2 layers · 64 × 112" in text
-    assert f"{dense.parameters / 1e3:.3g} k parameters" in text
+    assert f"{number_text(dense.parameters / 1e3)} k parameters" in text
     assert "**LM 4** " in text
     again = AppTest.from_file(str(Path(__file__).parents[2] / "app.py"), default_timeout=60)
     assert "mistral · 2 layers" in words(page(again))  # it is open again in another session
@@ -189,7 +190,7 @@ def test_a_sentence_for_each_form(dense_parent_dir: Path) -> None:
     emptied = upcycle_choices.values_of(config) | {"rank": None}
     assert list(variants(config, emptied)) == ["vanilla", "SM 0.99", "LM 4"]
     share = 100 * low["added"] / vanilla["added"]
-    assert f"{share:.3g} %" in sentence(made, config)
+    assert f"{number_text(share)} %" in sentence(made, config)
     assert "vanilla" in sentence(made, config)
 
 

@@ -73,6 +73,7 @@ def test_a_training_is_watched(app: AppTest, workspace: Workspace, dense_parent_
     assert claim is not None
     claim.advance("train", 0, 200, "starting", ())
     page(app)
+    views = app.segmented_control(key="upcycle_view").options
     assert (app.metric[0].label, app.metric[0].value) == ("Step, of 200", "0")
     assert len(app.get("plotly_chart")) == 5
     write_history(workspace.run_dir(job.id) / "packed.partial")
@@ -84,9 +85,9 @@ def test_a_training_is_watched(app: AppTest, workspace: Workspace, dense_parent_
     assert metrics == {
         "Step, of 200": "12",
         "Loss": f"{4 - 7.5 / 10:.3f}",
-        "Perplexity": "20",
+        "Perplexity": "20.00",
         "Tokens a second": "900",
-        "Memory": "3 GB",
+        "Memory": "3.00 GB",
     }
     app.button(key=f"cancel_{job.id}").click().run()
     assert JobStore(workspace.store_path).get(job.id).cancel_requested
@@ -94,6 +95,8 @@ def test_a_training_is_watched(app: AppTest, workspace: Workspace, dense_parent_
     app.run()
     assert not app.exception
     assert app.dataframe[0].value["state"].tolist() == ["cancelled"]
+    # A browser marks the chosen one by its label.
+    assert app.segmented_control(key="upcycle_view").options == views
 
 
 def test_ended_runs_are_compared_opened_and_exported(
@@ -137,7 +140,8 @@ def test_ended_runs_are_compared_opened_and_exported(
     assert store.get(failed.id).state == "queued"
     app.switch_page("pages/export.py").run()
     assert not app.exception
-    assert app.selectbox(key="export_run").options[0].startswith("two · 500 kB · 50 % of original")
+    (first, *_) = app.selectbox(key="export_run").options
+    assert first.startswith("two · 500 kB · 50.0 % of original")
 
 
 def test_a_finished_run_opens_as_a_checkpoint(

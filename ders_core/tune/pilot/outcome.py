@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from ders_core.tune.trials import Measurement
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text, number_text, share_text
 
 SAFE_KL = 0.01
 """Nats a token: what costs no more, up to the end of its interval, is called safe. The perplexity
@@ -116,6 +116,6 @@ class Pilot(_Plain):
         share = share_text(best.measured.nbytes / self.bytes_total)
         return (
             f"{bytes_text(best.measured.nbytes)}, {share} of the original, is the smallest size "
-            f"that was measured to be safe: a KL of {best.measured.kl:.3g} nats a token, "
+            f"that was measured to be safe: a KL of {number_text(best.measured.kl)} nats a token, "
             f"{SAFE_KL:g} being the most"
         )

@@ -9,7 +9,7 @@ from ders_core.recipe.numbers import spell_numbers
 from ders_core.tune.cliffs import Measured, cliffs
 from ders_core.tune.pilot.outcome import SAFE_KL, Point, Risk
 from ders_core.tune.scores import Scores
-from ders_core.units import bytes_text, listed
+from ders_core.units import bytes_text, listed, number_text
 
 WRONG = 1.5
 """Measured over predicted, from which on a prediction is told to be wrong."""
@@ -76,7 +76,7 @@ def _of_sizes(points: Sequence[Point]) -> Iterator[Risk]:
 
 def _of_predictions(points: Sequence[Point]) -> Iterator[Risk]:
     wrong = [
-        f"{point.label}: {point.measured.kl / point.predicted_kl:.2g} times"
+        f"{point.label}: {number_text(point.measured.kl / point.predicted_kl, 2)} times"
         for point in points
         if point.predicted_kl > 0
         and not 1 / WRONG <= point.measured.kl / point.predicted_kl <= WRONG
@@ -93,14 +93,14 @@ def _of_texts(points: Sequence[Point], domains: Sequence[Domain]) -> Iterator[Ri
     names = [domain.name for domain in domains if domain.name]
     for point in points:
         worse = [
-            f"{each.name} {each.kl:.3g}"
+            f"{each.name} {number_text(each.kl)}"
             for each in point.measured.quality.domains
             if each.kl is not None and each.kl > WORSE * point.measured.kl and each.kl > SAFE_KL
         ]
         if worse:
             yield Risk(
                 f"At {point.label}, some texts lose much more than all together (KL "
-                f"{point.measured.kl:.3g}): {listed(worse)}.",
+                f"{number_text(point.measured.kl)}): {listed(worse)}.",
                 "Give more of these texts to --text, or take a larger point.",
             )
     measured = f"the texts {listed(names)}" if names else "one text"
@@ -117,8 +117,8 @@ def _of_tokens(points: Sequence[Point]) -> Iterator[Risk]:
         loud = point.measured.quality.kl_p99
         if loud is not None and loud > LOUD:
             yield Risk(
-                f"At {point.label}, one token in 100 has a KL above {loud:.2g} nats, though the "
-                "mean is small.",
+                f"At {point.label}, one token in 100 has a KL above {number_text(loud, 2)} nats, "
+                "though the mean is small.",
                 "Read the tokens that changed most, below; if they matter, take a larger point.",
             )
     if points and not safe:

@@ -11,7 +11,6 @@ from ders_core.files.named_texts import NamedTexts, by_name
 from ders_core.files.place_errors import writing
 from ders_core.files.texts import Texts, as_paths
 from ders_core.files.writer import write_text
-from ders_core.units import share_text
 
 SHARE = 0.6
 """Of each text that is calibrated on, from its beginning."""
@@ -55,7 +54,7 @@ def split_text(text: NamedTexts, read: Callable[[Texts], str], directory: Path) 
             write_text(heldout[name], second)
     whose = "each text" if len(named) > 1 else "the text"
     told = (
-        f"calibrated on the first {share_text(SHARE)} of {whose}, and measured on the rest, which "
+        f"calibrated on the first {100 * SHARE:g} % of {whose}, and measured on the rest, which "
         "the calibration never saw"
     )
     return Parts(calibration, heldout.get("", heldout), told)

@@ -13,9 +13,10 @@ from ders_core.pipeline.quality import KL
 from ders_core.ui import kept, session
 from ders_core.ui.job_details import delete_button
 from ders_core.ui.job_progress import ENDED, STATES, job_panel
-from ders_core.ui.plain import plain, strong
+from ders_core.ui.number_columns import figure_column, number_column
+from ders_core.ui.plain import answer_first, plain
 from ders_core.ui.playground.marked import marked
-from ders_core.ui.plots import csv_button, figure_column
+from ders_core.ui.plots import csv_button
 from ders_core.units import duration_text, visible
 
 SHOWN = "ask_shown"
@@ -74,7 +75,7 @@ def _label(job: Job) -> str:
 
 
 def _replies(job: Job, result: AskResult) -> None:
-    st.markdown(strong(result.sentence))
+    st.markdown(answer_first(result.sentence))
     columns = st.columns(2)
     for column, title, reply, other in (
         (columns[0], "Original", result.original, "the compressed model"),
@@ -101,27 +102,29 @@ def _differences(result: AskResult) -> None:
     if not rows:
         return
     table = pd.DataFrame(rows)
+    shown = table.assign(
+        text=table["text"].map(visible),
+        other=table["other"].map(visible),
+        chance=100 * table["chance"],
+        other_chance=100 * table["other_chance"],
+    )
     st.dataframe(
-        table.assign(
-            text=table["text"].map(visible),
-            other=table["other"].map(visible),
-            chance=100 * table["chance"],
-            other_chance=100 * table["other_chance"],
-        ),
+        shown,
         hide_index=True,
         column_order=["reply", "token", "text", "chance", "other", "other_chance", "kl"],
         column_config={
             "reply": st.column_config.TextColumn("in the reply of"),
             "token": st.column_config.NumberColumn("token", format="%d"),
             "text": st.column_config.TextColumn("it says"),
-            "chance": st.column_config.NumberColumn("its chance", format="%.3g %%"),
+            "chance": number_column("its chance", shown["chance"], "%.3g %%"),
             "other": st.column_config.TextColumn("the other says"),
-            "other_chance": st.column_config.NumberColumn(
+            "other_chance": number_column(
                 "chance by the other",
-                format="%.3g %%",
+                shown["other_chance"],
+                "%.3g %%",
                 help="The other model's probability of the token in *it says*.",
             ),
-            "kl": figure_column(KL),
+            "kl": figure_column(KL, shown),
         },
     )
 

@@ -14,6 +14,7 @@ from ders_core.tune.allocate import Allocation
 from ders_core.tune.scores import Scores
 from ders_core.tune.written import as_recipe
 from ders_core.ui import kept, session
+from ders_core.ui.number_columns import number_column
 from ders_core.ui.plain import show_error
 from ders_core.ui.plots import live_plot
 from ders_core.ui.tune.bound_fields import checked_bound, typed_bound
@@ -29,8 +30,8 @@ SIZE = "tune_size"
 """Key of the slider."""
 
 COST = (
-    "What the matrix's own errors cost, in nats a token, as predicted. What meets errors of "
-    "others, such as choices of experts that tip, is in the total only."
+    "What the matrix's own errors cost, in millionths of a nat a token, as predicted. What meets "
+    "errors of others, such as choices of experts that tip, is in the total only."
 )
 
 
@@ -203,13 +204,16 @@ def _buttons(
 
 
 def _table(units: pd.DataFrame) -> None:
+    shown = units[["matrix", "codec", "bits", "bytes", "cost"]].assign(
+        bytes=units["bytes"] / 1e6, cost=units["cost"] * 1e6
+    )
     st.dataframe(
-        units[["matrix", "codec", "bits", "bytes", "cost"]].assign(bytes=units["bytes"] / 1e6),
+        shown,
         hide_index=True,
         column_config={
             "codec": st.column_config.TextColumn(width="medium"),
-            "bits": st.column_config.NumberColumn("bits a weight", format="%.3g"),
-            "bytes": st.column_config.NumberColumn("MB", format="%.3g"),
-            "cost": st.column_config.NumberColumn("predicted cost", help=COST, format="%.3g"),
+            "bits": number_column("bits a weight", shown["bits"]),
+            "bytes": number_column("MB", shown["bytes"], "%.2g"),
+            "cost": number_column("predicted cost, 10⁻⁶ nats", shown["cost"], "%.2g", help=COST),
         },
     )

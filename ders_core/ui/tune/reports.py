@@ -36,7 +36,7 @@ def reports(source: Checkpoint) -> None:
                     key=f"tune_report_{job.id}",
                     on_click="ignore",
                 )
-                st.caption(plain(f"{job.title}: {sentence}."))
+                st.caption(plain(f"{job.title}: {sentence}."), width="stretch")
 
 
 def of_job(job: Job) -> tuple[str, Callable[[], str]]:

@@ -12,7 +12,7 @@ from ders_core.ui.job_details import log_tail, steps_line
 from ders_core.ui.job_progress import active_jobs, job_panel
 from ders_core.ui.plots import live_plot
 from ders_core.ui.upcycle import runs as upcycle_runs
-from ders_core.units import bytes_text, count_text
+from ders_core.units import bytes_text, count_text, number_text
 from ders_core.upcycle.history import Tables
 
 REFRESH_SECONDS = 2
@@ -22,14 +22,15 @@ REFRESH_SECONDS = 2
 def under_way(ended: int) -> None:
     """Active jobs; the page is drawn again when one ends, so that `ended` is no longer true."""
     for job in active_jobs("upcycle", ended):
-        job_panel(job, "Stop")
+        panel = job_panel(job, "Stop")
         if job.state != "running":
             continue
-        steps_line(job)
-        history = upcycle_runs.history(job)
-        _progress(history, job)
-        curves(history, job.id, live_plot)
-        log_tail(job)
+        with panel:
+            steps_line(job)
+            history = upcycle_runs.history(job)
+            _progress(history, job)
+            curves(history, job.id, live_plot)
+            log_tail(job)
 
 
 def _progress(history: Tables, job: Job) -> None:
@@ -46,7 +47,7 @@ def _progress(history: Tables, job: Job) -> None:
     )
     cells[2].metric(
         "Perplexity",
-        f"{heldout['heldout_perplexity'].iloc[-1]:.4g}" if len(heldout) else "–",
+        number_text(heldout["heldout_perplexity"].iloc[-1], 4) if len(heldout) else "–",
         help="On the held-out text, at the last measurement.",
     )
     cells[3].metric(

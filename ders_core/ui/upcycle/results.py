@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import streamlit as st
 
@@ -16,6 +17,7 @@ from ders_core.ui import session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_pages import follow, job_page, show_selected
 from ders_core.ui.job_progress import ENDED, STATES, ended_count, resume_button
+from ders_core.ui.number_columns import number_column
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import plot
 from ders_core.ui.upcycle import runs as upcycle_runs
@@ -70,15 +72,19 @@ def _table(rows: pd.DataFrame) -> list[int]:
     """Returns the numbers of the selected rows."""
     ids = rows["id"].tolist()
     follow(TABLE, ids, ADDRESS)
-    number = st.column_config.NumberColumn
+    shown = rows.assign(
+        state=rows["state"].map(lambda state: STATES[state][0]),
+        trained=rows["trained"].astype(float) / 1e6,
+        packed_bytes=rows["packed_bytes"].astype(float) / 1e6,
+        perplexity_change=100 * rows["perplexity_change"].astype(float),
+        peak_memory=rows["peak_memory"].astype(float) / 1e9,
+    )
+
+    def number(key: str, label: str, format: str = "%.3g", *, help: str | None = None) -> Any:
+        return number_column(label, shown[key], format, help=help)
+
     event = st.dataframe(
-        rows.assign(
-            state=rows["state"].map(lambda state: STATES[state][0]),
-            trained=rows["trained"].astype(float) / 1e6,
-            packed_bytes=rows["packed_bytes"].astype(float) / 1e6,
-            perplexity_change=100 * rows["perplexity_change"].astype(float),
-            peak_memory=rows["peak_memory"].astype(float) / 1e9,
-        ),
+        shown,
         hide_index=True,
         key=TABLE,
         placeholder="",
@@ -87,19 +93,28 @@ def _table(rows: pd.DataFrame) -> list[int]:
         column_order=[name for name in COLUMNS if rows[name].notna().any()],
         column_config={
             "name": st.column_config.TextColumn("run", pinned=True, width=105),
-            "trained": number("trained, M", format="%.3g", help="Parameters with a gradient."),
-            "packed_bytes": number("on disk, MB", format="%.3g", help="Packed weight files."),
+            "trained": number("trained", "trained, M", help="Parameters with a gradient."),
+            "packed_bytes": number("packed_bytes", "on disk, MB", help="Packed weight files."),
             "dense_perplexity": number(
-                "parent's", format="%.4g", help="Perplexity of the dense parent, on the same text."
+                "dense_perplexity",
+                "parent's",
+                "%.4g",
+                help="Perplexity of the dense parent, on the same text.",
             ),
             "perplexity": number(
-                "perplexity", format="%.4g", help="Of the packed MoE, on the held-out text."
+                "perplexity",
+                "perplexity",
+                "%.4g",
+                help="Of the packed MoE, on the held-out text.",
             ),
             "perplexity_change": number(
-                "change", format="%+.3g %%", help="The MoE's perplexity against its parent's."
+                "perplexity_change",
+                "change",
+                "%+.3g %%",
+                help="The MoE's perplexity against its parent's.",
             ),
-            "peak_memory": number("memory, GB", format="%.3g", help="The most at once."),
-            "seconds": number("seconds", format="%.3g"),
+            "peak_memory": number("peak_memory", "memory, GB", help="The most at once."),
+            "seconds": number("seconds", "seconds"),
         },
     )
     chosen = list(event.selection.rows)

@@ -1,0 +1,41 @@
+"""Numbers of a column have the same number of decimals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ders_core.pipeline.quality import KL, PERPLEXITY_CHANGE
+from ders_core.ui.number_columns import figure_column, number_format
+
+
+@pytest.mark.parametrize(
+    ("format", "values", "same"),
+    [
+        ("%.3g", [3.3, 3.25], "%.2f"),
+        ("%.3g", [0.203, 2.36, np.nan], "%.3f"),
+        ("%.3g", [5.8e-05, 0.000212, 0.0], "%.7f"),
+        ("%.3g", [1e-9, 0.74], "%.5f"),  # the largest does not get more than two more
+        ("%.3g", [176.0, 200.0], "%.0f"),
+        ("%.4g", [18.5, 18.72], "%.2f"),
+        ("%+.3g %%", [-2.5, 11.0], "%+.2f %%"),
+        ("%.3g", [None, np.nan, 0.0, np.inf], "%.3g"),
+        ("%d", [1.0, 20.0], "%d"),
+    ],
+)
+def test_a_column_has_the_decimals_of_its_smallest_number(
+    format: str, values: list[float | None], same: str
+) -> None:
+    assert number_format(format, pd.Series(values, dtype=object)) == same
+
+
+def test_a_figure_that_a_table_does_not_have_keeps_its_format() -> None:
+    shown = pd.DataFrame({KL.key: [0.5, 0.25]})
+    column: Any = figure_column(KL, shown)
+    assert column["type_config"]["format"] == "%.3f"
+    other: Any = figure_column(PERPLEXITY_CHANGE, shown, "A note.")
+    assert other["type_config"]["format"] == PERPLEXITY_CHANGE.format
+    assert other["help"].endswith("A note.")
