@@ -14,6 +14,8 @@ from support.compress_support import Snapshot
 
 from ders_core.checkpoint import held as held_module
 from ders_core.checkpoint.room import ROOM, Room
+from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES
+from ders_core.checkpoint.streaming import CACHED_SLABS
 from ders_core.codecs import Codec, Quantized, Sparse, make_codec
 from ders_core.compute import buffers
 from ders_core.compute.threads import threads_of_torch
@@ -92,7 +94,7 @@ def test_all_experts_are_held_in_the_memory_that_was_said(
     with threads_of_torch(threads):
         monkeypatch.setattr(holding_module, "MOST_BYTES", 0)
         compress(checkpoint, tmp_path / "read", recipe)
-        slabs = min(threads, holding_module.CACHED_SLABS) * holding_module.CACHED_SLAB_BYTES
+        slabs = min(threads, CACHED_SLABS) * CACHED_SLAB_BYTES
         most = (EXPERTS + 1) * MATRIX + max(beside, slabs)
         monkeypatch.setattr(holding_module, "MOST_BYTES", most)
         read, before = read_bytes(monkeypatch), buffers._account.in_use
@@ -122,7 +124,7 @@ def test_all_experts_of_mixtral_are_held(codec: Codec, threads: int) -> None:
     """Eight of 117 MB, and a base; with what is needed beside one, and a slab."""
     matrix = 2 * MIXTRAL[0] * MIXTRAL[1]
     room = holding_module.MOST_BYTES - 9 * matrix
-    slabs = min(threads, holding_module.CACHED_SLABS) * holding_module.CACHED_SLAB_BYTES
+    slabs = min(threads, CACHED_SLABS) * CACHED_SLAB_BYTES
     for shape in (MIXTRAL, MIXTRAL[::-1]):
         assert max(codec.beside_bytes(shape), slabs) <= room
 
