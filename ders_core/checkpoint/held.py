@@ -26,11 +26,15 @@ HELD_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Holding:
-    """Of a large group. count: how many of its first experts are held. ahead: how many experts, of
-    the group before too, may be held together when one more is read before its group's turn."""
+    """Of a large group. count: how many of its first experts are held. ahead: bytes that held
+    experts, of the group before too, take at most when one more is read before its group's turn.
+    beside: bytes that are needed beside an expert while it is encoded. most: bytes that held
+    experts, and what is needed beside those that are encoded, take at most all together."""
 
     count: int
     ahead: int
+    beside: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,11 +146,10 @@ def first_held(group: ExpertGroup, holding: Holding, turn: Turn) -> ExpertGroup:
     """The group with its first experts in memory, each until it is read whole. turn: of the group.
     Raises CheckpointError, NotWanted."""
     shape, dtype, held_experts = group.shape[1:], group.dtype.torch, []
-    most = holding.ahead * math.prod(shape) * dtype.itemsize
     return_small_blocks()
     with reading_once(), torch.inference_mode(False):
         for matrix in group.experts[: holding.count]:
-            memory = ROOM.lend(shape, dtype, most, turn)
+            memory = ROOM.lend(shape, dtype, holding.ahead, turn)
             matrix.read_into(memory, slice(0, shape[0]))
             is_read = np.ones(shape[0], bool)
             held_experts.append(HeldMatrix(matrix.info, matrix.slot, matrix, [memory], is_read))

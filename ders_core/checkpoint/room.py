@@ -1,11 +1,14 @@
 """Room for groups that are held one after another: the next one is read into the memory that the
-matrices of the one before leave, so that both together take no more than one."""
+matrices of the one before leave, so that both together take no more than one. And for what encoding
+needs beside them: where that is not there for every thread, some wait until matrices are done with.
+"""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from ders_core.compute.buffers import reused
@@ -17,10 +20,10 @@ class NotWanted(Exception):
 
 
 class Room:
-    """Counts the bytes that held matrices take, in all threads."""
+    """Counts the bytes that held matrices take, and work beside them, in all threads."""
 
     def __init__(self) -> None:
-        self._changed, self._taken = threading.Condition(), 0
+        self._changed, self._taken, self._beside = threading.Condition(), 0, 0
 
     def ahead(self) -> Turn:
         """The turn of a group that is read before it is asked for."""
@@ -49,6 +52,24 @@ class Room:
         except MemoryError:
             self._give_back(nbytes)
             raise
+
+    @contextmanager
+    def beside(self, nbytes: int, most: int) -> Iterator[None]:
+        """A block that needs so many bytes. Wait until held matrices and all such blocks take at
+        most `most` bytes with them, or there is no other block, so that there is always one."""
+
+        def is_free() -> bool:
+            return not self._beside or self._taken + self._beside + nbytes <= most
+
+        with self._changed:
+            self._changed.wait_for(is_free)
+            self._beside += nbytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._beside -= nbytes
+                self._changed.notify_all()
 
     def _give_back(self, nbytes: int) -> None:
         with self._changed:

@@ -106,6 +106,9 @@ class SideBySide(Generic[R]):
             worked.cancel()
         for showing in self._shown:
             showing.cancel()
+        # the error of one that nobody asks for any more keeps what it worked on, and this
+        for waiting in (self._running, self._unseen, self._shown):
+            waiting.clear()
         self._free.end()
 
     def _begin(self, number: int) -> None:

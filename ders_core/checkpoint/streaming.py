@@ -37,6 +37,9 @@ SLAB_BYTES = 32 << 20
 SLABS, MATRICES = 3, 2
 """How many pieces are in memory at once."""
 
+CACHED_SLABS = 8
+"""The same of smaller ones, each in a thread: more threads wait for memory."""
+
 
 def slabs(
     stack: MatrixStack, device: torch.device | str = "cpu"
@@ -65,14 +68,13 @@ def each_slab(
 ) -> None:
     """`use(rows, weights [K, rows, in])` over a group on the CPU, as of `slabs`.
 
-    Several threads do that at once, each from reading on, in any order; not more than fit into the
-    memory of `slabs`. use: must not keep the weights. Raises CheckpointError, and what `use`
-    raises.
+    Several threads do that at once, at most CACHED_SLABS, each from reading on, in any order. use:
+    must not keep the weights. Raises CheckpointError, and what `use` raises.
     """
     experts, out, width = stack.shape
     step = max(1, CACHED_SLAB_BYTES // max(experts * width * stack.dtype.itemsize, 1))
     parts = list(pieces(out, step))
-    threads = max(1, min(threads, SLABS * SLAB_BYTES // CACHED_SLAB_BYTES, len(parts)))
+    threads = max(1, min(threads, CACHED_SLABS, len(parts)))
     use = in_this_mode(use)
     with ExitStack() as memory, one_thread_each(threads, torch.device("cpu")) as pool:
         shape, dtype = (experts * min(step, out) * width,), stack.dtype.torch

@@ -270,6 +270,10 @@ class DeltaCodec(Codec):
     reads_any_base: ClassVar[bool] = False
     """Whether `unpack_as` reads a base of another dtype as quickly as one of its own."""
 
+    rows_at_once: ClassVar[int] = 0
+    """Values of rows that `unpack_with_rows` decodes alone, as many at a time as are worth it; 0
+    where it decodes all."""
+
     @property
     def is_encoded_together(self) -> bool:
         """Whether `encode` waits for a GPU, so that many deltas there had better be encoded by one

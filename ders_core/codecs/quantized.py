@@ -25,7 +25,7 @@ from ders_core.codecs.coding.packing import (
 from ders_core.codecs.fitting.block_codes import PIECE_BYTES, BlockCodes
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
 from ders_core.codecs.fitting.code_products import routed_codes
-from ders_core.codecs.fitting.codes import Lines, decoded, decoded_in_pieces
+from ders_core.codecs.fitting.codes import TOGETHER, Lines, decoded, decoded_in_pieces
 from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.codecs.fitting.grouped_codes import grouped_codes
 from ders_core.codecs.fitting.in_turn import ROWS
@@ -70,6 +70,7 @@ class Quantized(DeltaCodec):
     """
 
     reads_any_base: ClassVar[bool] = True
+    rows_at_once: ClassVar[int] = 1 << 20
     name: ClassVar[str] = "quantized"
     summary: ClassVar[str] = "Rounds each delta's entries to a few bits, with a scale per block."
     source: ClassVar[str] = "DeRS (arXiv 2503.01359) eq. 5; BitDelta (arXiv 2402.10193); GPTQ"
@@ -226,8 +227,10 @@ class Quantized(DeltaCodec):
         base: torch.Tensor,
         context: EncodeContext,
     ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
-        delta = self._decoded(parts, base.shape[1], None, rows)
-        return self.unpack_in_pieces(parts, base, context), delta
+        first, last, _ = rows.indices(base.shape[0])
+        before = first % TOGETHER  # codes of rows before these are in the first bytes of theirs
+        delta = self._decoded(parts, base.shape[1], None, slice(first - before, last))
+        return self.unpack_in_pieces(parts, base, context), delta[before:]
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         return self._packed(Deltas(delta), context)

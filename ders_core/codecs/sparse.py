@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -72,6 +72,7 @@ class Sparse(DeltaCodec):
     value_bits: values in the model's dtype, or with 8 bits, or 4 with 16 learnt levels.
     """
 
+    rows_at_once: ClassVar[int] = 6 << 20  # all entries are gone through for them
     name: ClassVar[str] = "sparse"
     summary: ClassVar[str] = "Keeps a share of each delta's entries and drops the rest."
     source: ClassVar[str] = (
@@ -277,11 +278,11 @@ class Sparse(DeltaCodec):
         return self._coder.specs(self.kept(shape), dtype) | self._selection.specs(shape)
 
     def beside_bytes(self, shape: tuple[int, int]) -> int:
-        """Of entries drawn in blocks, and values as they are: these in float32, and the parts."""
+        """Of entries drawn in blocks, and values as they are: these in float32, parts, and rows."""
         drawn = self.method == "random" and self.draws == "blocks" and self.pattern is None
         if not drawn or self.value_bits is not None or self._scaling != "unbiased":
             return super().beside_bytes(shape)
-        return PIECES_BYTES + 8 * self.kept(shape)
+        return PIECES_BYTES + 6 * self.kept(shape) + 4 * self.rows_at_once
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         return self._encoded(DifferenceEntries(weight, base), context)
@@ -320,10 +321,10 @@ class Sparse(DeltaCodec):
 
     def unpack_in_pieces(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
-    ) -> Iterable[torch.Tensor]:
+    ) -> Iterator[torch.Tensor]:
         shape = (base.shape[0], base.shape[1])
         values, places = self._stored(parts, shape, context)
-        return added_in_pieces(values, places, base.reshape(-1), self.kept(shape))
+        yield from added_in_pieces(values, places, base.reshape(-1), self.kept(shape))
 
     def unpack_with_rows(
         self,

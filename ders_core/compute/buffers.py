@@ -25,7 +25,7 @@ REUSED_BYTES = 900_000_000
 """Within `memory_is_reused`: how much is in use and kept, both together, unless more was in use.
 Two experts of Mixtral's size take about as much while they are encoded."""
 
-KEPT_SMALL_BYTES = 31 << 20
+KEPT_SMALL_BYTES = 8 << 20
 """glibc keeps freed blocks of up to this size once one block of this size was freed. It returns
 larger blocks to the system, which hands them out again page by page."""
 

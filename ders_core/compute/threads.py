@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from ders_core.later import torch
@@ -250,5 +251,9 @@ def result_of(done: Future[R]) -> R:
 
 def in_this_mode(function: Callable[P, R]) -> Callable[P, R]:
     """The function, to be called by other threads: in torch's inference mode if it is on here."""
-    wrapped: Callable[P, R] = torch.inference_mode(torch.is_inference_mode_enabled())(function)
-    return wrapped
+    return partial(_in_mode, torch.is_inference_mode_enabled(), function)
+
+
+def _in_mode(is_on: bool, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    with torch.inference_mode(is_on):
+        return function(*args, **kwargs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import TypeVar
 
@@ -44,10 +45,6 @@ class Decomposition:
         """`use(i, W_i)` of each expert in order, W_i `[out, in]` in storage dtype on the base's
         device. threads, seen, and what `use` may do: as of `each_matrix`. Raises CheckpointError
         for values that are not finite, and what `use` raises. Close it where it is left early."""
-
-        def checked(expert: int, weight: torch.Tensor) -> R:
-            return use(expert, self._checked(expert, weight))
-
         numbers = count()
 
         def checked_before(weight: torch.Tensor) -> None:
@@ -57,11 +54,15 @@ class Decomposition:
 
         device = self.base.device
         if device.type == "cpu":
+            checked = partial(self._used, use)  # an error keeps what functions in this one refer to
             results = each_matrix(self.group, checked, threads, device, seen)
         else:  # checked before it is copied there: the check would wait for the device
             results = each_matrix(self.group, use, threads, device, checked_before)
         for _, result in results:
             yield result
+
+    def _used(self, use: Callable[[int, torch.Tensor], R], expert: int, weight: torch.Tensor) -> R:
+        return use(expert, self._checked(expert, weight))
 
     def weight(self, expert: int) -> torch.Tensor:
         """W_i `[out, in]` in storage dtype, on the base's device. Raises CheckpointError for values

@@ -39,7 +39,6 @@ from ders_core.packed.writer import PackedDescription, finish_packed
 from ders_core.pipeline.budget import missed, settle
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
-from ders_core.pipeline.holding import holding_of
 from ders_core.pipeline.last_writes import complete
 from ders_core.pipeline.next_base import bases_ahead
 from ders_core.pipeline.own_files import bytes_of
@@ -214,6 +213,7 @@ def _encode_groups(
             behind=staging.behind(key),
             run=run,
             ahead=following,
+            is_first=key == missing[0],  # of the others, each is read ahead by one before
             groups=len(encoded),
             removal=removal.get(key, ()) if not isinstance(key, str) else (),
             held=held,
@@ -224,20 +224,9 @@ def _encode_groups(
     others = sum(isinstance(key, str) for key in missing)
     what = f"{len(missing) - others} groups" + (f" and {others} other tensors" if others else "")
     meter.at(meter.done + plan.bytes_before - encoding, f"{what} to encode")
-    if tasks and not _is_held(source, tasks[0]):
-        source.stack(tasks[0].key).read_ahead()  # of the others, each is read ahead by one before
     with bases_ahead():
         for report in runner(encode, tasks):
             meter.advance(report.bytes_before, f"encoded {report.title} ({report.codec})")
-
-
-def _is_held(source: Checkpoint, task: EncodeTask) -> bool:
-    """Whether a task's group is large and held: it is read past the page cache by the task."""
-    stack = source.stack(task.key)
-    if not isinstance(stack, ExpertGroup):
-        return False
-    codec = task.recipe.group_codec(*stack.key, stack.shape[0])
-    return holding_of(stack, task.recipe, codec, task.device) is not None
 
 
 def _places(source: Checkpoint, plan: Plan, key: Key, staging: Staging) -> dict[str, FileTensor]:

@@ -17,6 +17,7 @@ from ders_core.checkpoint.room import ROOM, Turn
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.buffers import keep_small_blocks
 from ders_core.compute.threads import one_thread, threads_for
+from ders_core.compute.tracebacks import memory_goes_back
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.files.cache import opened
@@ -69,7 +70,8 @@ class EncodeTask:
     to write its tensors, by their full names. behind: what others are appended behind; None if
     there are none, or they are staged. staged: the file to write then, by whose name the note
     beside it goes. run: a name of the run that the task belongs to. ahead: the key of
-    what is encoded soon after; its bytes are read beforehand. groups: how many are encoded in all.
+    what is encoded soon after; its bytes are read beforehand. is_first: whether no task does that
+    for this one. groups: how many are encoded in all.
     removal: as of `EncodeContext`, of each expert; fewer where it is not known of the last. held:
     the files that the run has opened, which the task must read.
     """
@@ -83,6 +85,7 @@ class EncodeTask:
     behind: Behind | None = None
     run: str = ""
     ahead: Key | None = None
+    is_first: bool = False
     groups: int = 1
     removal: tuple[float, ...] = ()
     held: Held = field(default=Held(), repr=False)
@@ -101,7 +104,7 @@ def encode(task: EncodeTask) -> ReportEntry | OtherReport:
     started = time.monotonic()
     keep_small_blocks()
     digest = WeightsDigest()
-    with same_inputs(task.held), one_thread(), torch.inference_mode():
+    with same_inputs(task.held), one_thread(), torch.inference_mode(), memory_goes_back():
         checkpoint = task.source.open()
         checkpoint.store.hold()
         stack = stack_of(checkpoint, task.recipe, task.key)
@@ -122,7 +125,10 @@ def _encoded(
     stack: MatrixStack, task: EncodeTask, checkpoint: Checkpoint, digest: WeightsDigest
 ) -> tuple[Encoding, dict[str, float]]:
     """The best encoding, and the errors of others (see `_best`). digest: gets the weights once."""
-    recipe, holding = task.recipe, None
+    recipe = task.recipe
+    holding = _holding(stack, task) if isinstance(stack, ExpertGroup) else None
+    if task.is_first and holding is None:
+        stack.read_ahead()
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
     if isinstance(stack, OtherTensor):
         codec = GroupCodec.same(recipe.codec_of_tensor(stack), stack.shape[0])
@@ -141,10 +147,10 @@ def _encoded(
         form = base_form(recipe, stack)
         following = next_base()
         begun = following.take(_group_of(task, task.key)) if following is not None else None
-        holding = _holding(stack, task)
         tried = begun or _decompositions(stack, task, calibration, holding, ROOM.at_once())
     known = known.on(device)
-    encoder = Encoder.of(recipe, codec, form, known, _threads(stack, codec, device))
+    threads = _threads(stack, codec, device)
+    encoder = Encoder.of(recipe, codec, form, known, threads, holding)
     placed = PlacedGroup(stack.prefix, task.places) if task.is_placed else None
     ahead = None if task.ahead is None else stack_of(checkpoint, recipe, task.ahead)
     seen: Callable[[torch.Tensor], None] = digest.add

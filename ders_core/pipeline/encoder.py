@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 
 from ders_core.checkpoint import MatrixStack
+from ders_core.checkpoint.held import Holding
+from ders_core.checkpoint.room import ROOM
 from ders_core.codecs import Codec, DeltaCodec, Parts
 from ders_core.codecs.group import BaseForm, GroupCodec, Stacked
 from ders_core.codecs.synthesis import difference
@@ -114,7 +117,8 @@ class StoredBases:
 @dataclass(frozen=True)
 class Encoder:
     """codec: of the matrices. form: of the bases, None without any. seed: the recipe's. threads: as
-    of `Decomposition.each`. is_shared: whether experts share their base's error."""
+    of `Decomposition.each`. is_shared: whether experts share their base's error. holding: of a
+    group whose experts are held."""
 
     codec: GroupCodec
     form: BaseForm | None
@@ -122,6 +126,7 @@ class Encoder:
     known: Knowledge
     is_shared: bool
     threads: int = 1
+    holding: Holding | None = None
 
     @classmethod
     def of(
@@ -131,9 +136,10 @@ class Encoder:
         form: BaseForm | None,
         known: Knowledge,
         threads: int = 1,
+        holding: Holding | None = None,
     ) -> Encoder:
         """As the recipe says."""
-        return cls(codec, form, recipe.seed, known, recipe.shares_base_error, threads)
+        return cls(codec, form, recipe.seed, known, recipe.shares_base_error, threads, holding)
 
     def encode(
         self,
@@ -198,13 +204,8 @@ class Encoder:
     ) -> Generator[EncodedExpert, None, None]:
         """All matrices in order. Arguments as of `one` and `encode`."""
         decomposition = stored.decomposition
-
-        def encode_one(
-            number: int, weight: torch.Tensor, packed: Packed | None = None
-        ) -> EncodedExpert:
-            is_first = fitted.members(fitted.uses[number])[0] == number
-            return self.one(stored, fitted, number, weight, probes=is_first, packed=packed)
-
+        # not a function in this one: an error keeps what such functions refer to
+        encode_one = partial(self._one_of_all, stored, fitted)
         if decomposition.base.device.type == "cpu" or not fitted.is_encoded_together:
             yield from decomposition.each(encode_one, self.threads, seen)
             return
@@ -221,6 +222,25 @@ class Encoder:
                 ]
                 packed = packed_together(fitted, experts, some, starts, contexts)
                 yield from map(encode_one, experts, some, packed)
+
+    def _one_of_all(
+        self,
+        stored: StoredBases,
+        fitted: GroupCodec,
+        number: int,
+        weight: torch.Tensor,
+        packed: Packed | None = None,
+    ) -> EncodedExpert:
+        """As `one`. The first one of each codec is probed."""
+        is_first = fitted.members(fitted.uses[number])[0] == number
+        with self._room():
+            return self.one(stored, fitted, number, weight, probes=is_first, packed=packed)
+
+    def _room(self) -> AbstractContextManager[None]:
+        """For what an expert needs beside those that are held."""
+        if self.holding is None:
+            return nullcontext()
+        return ROOM.beside(self.holding.beside, self.holding.most)
 
     def one(
         self,

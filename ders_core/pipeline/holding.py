@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.held import Holding, is_plain, is_small
-from ders_core.checkpoint.streaming import SLAB_BYTES, SLABS
+from ders_core.checkpoint.side_by_side import UNUSED
+from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES
+from ders_core.checkpoint.streaming import CACHED_SLABS, SLAB_BYTES, SLABS
 from ders_core.codecs.group import GroupCodec
-from ders_core.compute.threads import threads_for
+from ders_core.compute.threads import available_threads, threads_for
 from ders_core.pipeline.needed_beside import needed_beside
 from ders_core.pipeline.plan import base_form
 from ders_core.recipe import Recipe
 
-MOST_BYTES = 1_000_000_000
+MOST_BYTES = 1_130_000_000
 """What held experts, bases and what threads need beside them take at most, all together: with
-torch, compiled loops and what the allocator keeps, up to 600 MB, a process stays within 1.6 GB, as
-its tasks follow one another."""
+torch, compiled loops and what the allocator keeps, up to 470 MB, a process stays within 1.6 GB, as
+its tasks follow one another. All eight experts of Mixtral's size fit."""
 
 
 def holding_of(
@@ -36,14 +36,18 @@ def holding_of(
         return None
     if form is None or form.is_coded or not base.is_made_in_slabs or base.is_optional:
         return None
-    experts, *shape = group.shape
-    matrix = math.prod(shape) * group.dtype.itemsize
-    threads = threads_for(experts, codec.working_bytes((shape[0], shape[1])), where)
+    experts, out, width = group.shape
+    matrix = out * width * group.dtype.itemsize
     beside, shared = needed_beside(group, recipe, codec)
-    slabs = 0 if form.count is None else SLABS * SLAB_BYTES
-    left = MOST_BYTES - (form.count or 1) * matrix - max(threads * beside, slabs) - shared
-    count = min(left // matrix, experts)
+    threads = threads_for(experts, codec.working_bytes((out, width)), where)
+    slabs = SLABS * SLAB_BYTES
+    if form.count is None:
+        slabs = min(available_threads(), CACHED_SLABS) * CACHED_SLAB_BYTES
+    left = MOST_BYTES - (form.count or 1) * matrix - shared
+    count = min((left - max(beside, slabs)) // matrix, experts)
     if count <= experts // 2:
         return None
-    # one place is left for what threads have done with, others for experts that are not held
-    return Holding(count, max(count - 1 - min(threads + 1, experts - count), 0))
+    # at first one expert may be encoded alone, until its memory is free (`Encoder`): what is read
+    # ahead leaves room for all threads, for what waits to be written, and for what is not held
+    ahead = left - (threads + UNUSED) * beside - min(threads + 1, experts - count) * matrix
+    return Holding(count, min(max(ahead, 0), count * matrix), beside, left)

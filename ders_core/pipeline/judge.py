@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,9 +10,16 @@ from functools import cached_property
 from ders_core.codecs import EncodeContext
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.synthesis import combine
-from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.pieces import chunk_values, pieces, row_pieces
+from ders_core.compute.sums import SUMMED_FIRST
 from ders_core.compute.threads import each_piece
-from ders_core.decompose.distortion import Squares, gain_of, output_pieces, sums_of
+from ders_core.decompose.distortion import (
+    Squares,
+    gain_of,
+    output_pieces,
+    sums_of,
+    sums_of_pieces,
+)
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.effective_gain import Correlated, effective_gain, mixed_gain
@@ -46,9 +54,46 @@ def probe_sums(
     it is the rounded sum of, and W."""
     after = sums_of(synthesized, weight)[0]
     before = torch.zeros_like(after)
+    _add_unrounded(before, base, delta, weight)
+    return torch.stack([after, before])
+
+
+def _add_unrounded(
+    total: torch.Tensor, base: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor
+) -> None:
+    """Add ‖base + delta − W‖² of some rows, a few at a time."""
     for rows in row_pieces(weight.shape, chunk_values(weight.device)):
         unrounded = combine(base[rows].float(), delta[rows])
-        before += sums_of(unrounded, weight[rows].float())[0]
+        total += sums_of(unrounded, weight[rows].float())[0]
+
+
+def probe_in_turn(
+    decode: Callable[[slice], torch.Tensor],
+    at_once: int,
+    rows: slice,
+    weight: torch.Tensor,
+    base: torch.Tensor,
+    rounded_from: torch.Tensor,
+) -> torch.Tensor:
+    """`probe_sums` of some rows of a matrix, whose delta is decoded a few rows at a time: it takes
+    twice as much memory as they do. decode: gives the delta of rows of the matrix, float32.
+    at_once: how many values, about. base, rounded_from: `[out, in]`, what the delta is added to,
+    and what Ŵ is the rounded sum of."""
+    width = max(weight.shape[1], 1)
+    step = math.lcm(
+        max(chunk_values(weight.device) // width, 1), SUMMED_FIRST // math.gcd(SUMMED_FIRST, width)
+    )
+    before = torch.zeros((), dtype=torch.float64, device=weight.device)
+    at_once = chunk_values(weight.device, at_once) // (width * step)
+
+    def synthesized() -> Iterator[torch.Tensor]:
+        for part in pieces(rows.stop - rows.start, max(at_once, 1) * step):
+            part = slice(rows.start + part.start, rows.start + part.stop)
+            delta = decode(part)
+            _add_unrounded(before, rounded_from[part], delta, weight[part])
+            yield combine(base[part], delta).view(-1)
+
+    after = sums_of_pieces(synthesized(), weight[rows], weight[rows])[0]
     return torch.stack([after, before])
 
 

@@ -18,7 +18,13 @@ from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.given_back import keeping, whole
-from ders_core.pipeline.judge import Judge, Losses, probe_sums, sums_of_weights
+from ders_core.pipeline.judge import (
+    Judge,
+    Losses,
+    probe_in_turn,
+    probe_sums,
+    sums_of_weights,
+)
 from ders_core.pipeline.moments import guiding_moments, moments_of_experts
 from ders_core.pipeline.together import Packed, packed_alone
 
@@ -249,15 +255,18 @@ def encode_expert(
     is_judged = inputs is not None or charge is not None
     packed = packed or packed_alone(codec, weight, start, context)
     parts, checks = packed.parts, packed.checks
-    pieces, delta, rows = _given_back(codec, parts, base, context, rounded_from is not None)
+    probe, probed_later = None, rounded_from
+    if isinstance(codec, DeltaCodec) and codec.rows_at_once and rounded_from is not None:
+        probe, probed_later = _probed(codec, parts, weight, base, rounded_from, context), None
+    pieces, delta, rows = _given_back(codec, parts, base, context, probed_later is not None)
     if is_judged:
         synthesized = judged = whole(pieces, base)
         pieces = [synthesized.view(-1)]
     some = torch.empty_like(weight[rows])
     squares = own = sums_of_pieces(keeping(pieces, rows, some), weight, base)
-    probe = squares.new_zeros(2)
-    if delta is not None and rounded_from is not None:
-        probe = probe_sums(some, rounded_from[rows], delta, weight[rows])
+    if delta is not None and probed_later is not None:
+        probe = probe_sums(some, probed_later[rows], delta, weight[rows])
+    probe = squares.new_zeros(2) if probe is None else probe
     if start is not base:
         judged = whole(codec.unpack_in_pieces(parts, start, context), start)
         own = sums_of(judged, weight, start)
@@ -269,6 +278,23 @@ def encode_expert(
     if checks:
         sums = torch.cat([sums, torch.stack([each.holds for each in checks]).double()])
     return EncodedExpert(parts, sums, tuple(each.error for each in checks))
+
+
+def _probed(
+    codec: DeltaCodec,
+    parts: Parts,
+    weight: torch.Tensor,
+    base: torch.Tensor,
+    rounded_from: torch.Tensor,
+    context: EncodeContext,
+) -> torch.Tensor:
+    """What rounding does to PROBED_ROWS, which the codec decodes alone."""
+
+    def decode(rows: slice) -> torch.Tensor:
+        return codec.unpack_with_rows(rows, parts, base, context)[1]
+
+    rows = _probed_rows(len(base))
+    return probe_in_turn(decode, codec.rows_at_once, rows, weight, base, rounded_from)
 
 
 def _given_back(

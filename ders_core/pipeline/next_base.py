@@ -11,6 +11,7 @@ from itertools import chain
 
 from ders_core.checkpoint.room import ROOM, Turn
 from ders_core.compute.threads import one_thread_each, shared_out_to
+from ders_core.compute.tracebacks import memory_goes_back
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.errors import DersError
 from ders_core.later import torch
@@ -42,9 +43,14 @@ class NextBase:
     def read(self, group: object, read: Callable[[Turn], Tried]) -> None:
         """Read a group, in the background, whose decompositions are made when they are taken. read:
         gets the turn of the group, which comes then."""
+        turn = ROOM.ahead()
+
+        def begin() -> Tried:
+            with memory_goes_back():
+                return read(turn)
+
         if self._begun is None:
-            turn = ROOM.ahead()
-            self._begun = group, self._pool.submit(self._context.run, read, turn), turn
+            self._begun = group, self._pool.submit(self._context.run, begin), turn
 
     def take(self, group: object) -> Tried | None:
         """What was begun; None if that was another group, or failed: it fails again where it is
