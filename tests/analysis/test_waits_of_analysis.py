@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from support.counted_device import Waits, counted_waits
 from support.gate_experts import write_each, write_experts
 from support.messages import raises_saying
+from support.small_pieces import use_small_pieces
 
 from ders_core.analysis import Analysis, analyze
 from ders_core.analysis.head import PRODUCTS
@@ -36,13 +37,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several slabs for each group, and several pieces for each of these, as of large models: more
-    of them for more experts. No matrix is too small for an estimate."""
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many pieces, and no matrix too small for an estimate."""
+    monkeypatch.setattr("ders_core.analysis.spectra.EXACT_BELOW", 8)
     monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 1 << 18)
     monkeypatch.setattr("ders_core.compute.pieces.ACCELERATOR_CHUNK", 1 << 16)
     monkeypatch.setattr("ders_core.analysis.chunk_sums.CHUNK_VALUES", 1 << 16)
-    monkeypatch.setattr("ders_core.analysis.spectra.EXACT_BELOW", 8)
 
 
 def analysed(place: Path, kind: Spectra) -> tuple[Analysis, Waits]:
@@ -106,7 +106,10 @@ def changed(place: Path, expert: int, factor: float) -> Path:
 
 
 @pytest.mark.parametrize("factor", [0.0, 2.0**-10])
-def test_experts_that_are_far_smaller_are_read_once_more(factor: float, tmp_path: Path) -> None:
+def test_experts_that_are_far_smaller_are_read_once_more(
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_small_pieces(monkeypatch)
     source = changed(tmp_path, 3, factor)
     found, counted = analysed(source, "none")
     assert counted.total() == 2 * GROUPS + 1
