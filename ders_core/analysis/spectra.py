@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Literal, get_args
 
 from ders_core.analysis.deltas import Desk, deltas_on_gpu
@@ -118,103 +119,100 @@ def group_spectra(
     again.
     """
     all_values = kind == "exact" or min(base.shape) <= EXACT_BELOW
-    find = _on_cpu if base.device.type == "cpu" else _on_gpu
-    return find(group, base, norms, "exact" if all_values else kind, kept)
-
-
-def _on_cpu(
-    group: ExpertGroup,
-    base: torch.Tensor,
-    norms: np.ndarray,
-    kind: Spectra,
-    kept: torch.Tensor | None,
-) -> list[Spectrum]:
-    dtype = _dtype(kind, base.device)
-    held = base.numel() * (base.dtype.itemsize + dtype.itemsize)
-    threads = threads_for(group.shape[0], held, base.device)
-    with ExitStack() as memory, side_by_side(base.device, threads) as pool:
-        idle = IdleThreads(pool, threads - 1)
-        desks = deque(Desk(base, dtype, memory, kept) for _ in range(threads))
-
-        def find(expert: int) -> Spectrum:
-            scaled = _Scaled.of(float(norms[expert]))
-            if not _has_delta(kind, scaled):
-                return spectrum_of(np.zeros(min(base.shape)))
-            desk = desks.popleft()
-            try:
-                delta = scaled.unit(desk.delta(group, expert))
-                return _spectrum(kind, _values(kind, [delta], [scaled], idle)[0], scaled)
-            finally:
-                desks.append(desk)
-
-        return list(pool.map(find, range(group.shape[0])))
-
-
-def _on_gpu(
-    group: ExpertGroup,
-    base: torch.Tensor,
-    norms: np.ndarray,
-    kind: Spectra,
-    kept: torch.Tensor | None,
-) -> list[Spectrum]:
-    """A GPU is waited for as often as `_values` says, for all experts."""
-    scaled = [_Scaled.of(float(norm)) for norm in norms]
-    found = [spectrum_of(np.zeros(min(base.shape)))] * len(scaled)
-    chosen = [expert for expert, each in enumerate(scaled) if _has_delta(kind, each)]
-    deltas = deltas_on_gpu(group, base, _dtype(kind, base.device), kept)
-    units = (scaled[expert].unit(delta) for expert, delta in enumerate(deltas) if expert in chosen)
-    with one_thread():
-        values = _values(kind, units, [scaled[expert] for expert in chosen])
-    for expert, sigma in zip(chosen, values, strict=True):
-        found[expert] = _spectrum(kind, sigma, scaled[expert])
-    return found
-
-
-def _dtype(kind: Spectra, device: torch.device) -> torch.dtype:
-    """That deltas are rounded to."""
-    return torch.float32 if kind == "exact" else product_dtype(device)
-
-
-def _has_delta(kind: Spectra, scaled: _Scaled) -> bool:
-    """Whether there is anything to find: estimates are of what is not zero."""
-    return kind == "exact" or scaled.norm > 0
+    work = _Work(group, base, norms, "exact" if all_values else kind, kept)
+    return work.on_cpu() if base.device.type == "cpu" else work.on_gpu()
 
 
 @dataclass(frozen=True)
+class _Work:
+    """The spectra of a group; fields as of `group_spectra`, but for a kind that is right for the
+    size."""
+
+    group: ExpertGroup
+    base: torch.Tensor
+    norms: np.ndarray
+    kind: Spectra
+    kept: torch.Tensor | None
+
+    def on_cpu(self) -> list[Spectrum]:
+        """In threads, an expert in each."""
+        where, held = self.base.device, self.base.numel()
+        held *= self.base.dtype.itemsize + self._dtype.itemsize
+        threads = threads_for(len(self.norms), held, where)
+        with ExitStack() as memory, side_by_side(where, threads) as pool:
+            idle = IdleThreads(pool, threads - 1)
+            desks = deque(Desk(self.base, self._dtype, memory, self.kept) for _ in range(threads))
+
+            def find(expert: int) -> Spectrum:
+                scaled = _Scaled(float(self.norms[expert]))
+                if not self._has_delta(scaled):
+                    return self._nothing
+                desk = desks.popleft()
+                try:
+                    delta = scaled.unit(desk.delta(self.group, expert))
+                    return self._spectrum(self._values([delta], [scaled], idle)[0], scaled)
+                finally:
+                    desks.append(desk)
+
+            return list(pool.map(find, range(len(self.norms))))
+
+    def on_gpu(self) -> list[Spectrum]:
+        """Of all experts together: a GPU is waited for as often as `_values` says."""
+        scaled = [_Scaled(float(norm)) for norm in self.norms]
+        has_delta = [*map(self._has_delta, scaled)]
+        deltas = deltas_on_gpu(self.group, self.base, self._dtype, self.kept)
+        units = (each.unit(delta) for each, delta in zip(scaled, deltas, strict=True))
+        with one_thread():
+            values = iter(self._values(compress(units, has_delta), [*compress(scaled, has_delta)]))
+        return [
+            self._spectrum(next(values), each) if is_chosen else self._nothing
+            for each, is_chosen in zip(scaled, has_delta, strict=True)
+        ]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """That deltas are rounded to."""
+        return torch.float32 if self.kind == "exact" else product_dtype(self.base.device)
+
+    def _has_delta(self, scaled: _Scaled) -> bool:
+        """Whether there is anything to find: estimates are of what is not zero."""
+        return self.kind == "exact" or scaled.norm > 0
+
+    @property
+    def _nothing(self) -> Spectrum:
+        """Of a delta of zeros."""
+        return spectrum_of(np.zeros(min(self.base.shape)))
+
+    def _values(
+        self,
+        deltas: Iterable[torch.Tensor],
+        scaled: Sequence[_Scaled],
+        idle: IdleThreads | None = None,
+    ) -> list[np.ndarray]:
+        """The singular values of deltas, over their scales."""
+        if self.kind == "exact":
+            return singular_values_of_each(deltas)
+        if self.kind == "curve":
+            return curves(deltas, [each.norm**2 for each in scaled])
+        return heads(deltas, idle)
+
+    def _spectrum(self, sigma: np.ndarray, scaled: _Scaled) -> Spectrum:
+        """Of singular values over the scale."""
+        is_head = self.kind == "head"
+        found = _spectrum_of_head(sigma, scaled.norm) if is_head else spectrum_of(sigma)
+        return replace(found, singular_value=found.singular_value * scaled.scale)
+
+
 class _Scaled:
     """‖Δ‖ over `scale`, and that: a power of two, so that float32 holds powers of the values."""
 
-    norm: float
-    scale: float
-
-    @classmethod
-    def of(cls, norm: float) -> _Scaled:
-        scale = scale_for(norm)
-        return cls(norm / scale, scale)
+    def __init__(self, norm: float) -> None:
+        self.scale = scale_for(norm)
+        self.norm = norm / self.scale
 
     def unit(self, delta: torch.Tensor) -> torch.Tensor:
         """The delta over the scale, in its own memory."""
         return delta if self.scale == 1 else delta.div_(self.scale)
-
-
-def _values(
-    kind: Spectra,
-    deltas: Iterable[torch.Tensor],
-    scaled: Sequence[_Scaled],
-    idle: IdleThreads | None = None,
-) -> list[np.ndarray]:
-    """The singular values of deltas of one shape, over their scales."""
-    if kind == "exact":
-        return singular_values_of_each(deltas)
-    if kind == "curve":
-        return curves(deltas, [each.norm**2 for each in scaled])
-    return heads(deltas, idle)
-
-
-def _spectrum(kind: Spectra, sigma: np.ndarray, scaled: _Scaled) -> Spectrum:
-    """Of singular values over the scale."""
-    found = _spectrum_of_head(sigma, scaled.norm) if kind == "head" else spectrum_of(sigma)
-    return replace(found, singular_value=found.singular_value * scaled.scale)
 
 
 def _spectrum_of_head(sigma: np.ndarray, norm: float) -> Spectrum:
