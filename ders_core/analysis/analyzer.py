@@ -134,11 +134,11 @@ def analyze_group(task: AnalyzeTask) -> GroupTables:
         checkpoint.store.hold()
         group = checkpoint.group(task.layer, task.projection)
         stored = group.as_it_lies()  # perhaps transposed, which is quicker to read
-        base = fresh(stored.shape[1:], group.dtype.torch)
+        base = fresh(stored.shape[1:], group.dtype.torch, task.device)
         kept = spectra = None
         nbytes = math.prod(stored.shape) * group.dtype.itemsize
         if task.spectra != "none" and nbytes <= KEPT_BYTES:
-            kept = fresh(stored.shape, group.dtype.torch)
+            kept = fresh(stored.shape, group.dtype.torch, task.device)
         statistics = group_statistics(stored, task.device, base, kept)
         if stored is not group:
             statistics = statistics.transposed()
@@ -146,7 +146,7 @@ def analyze_group(task: AnalyzeTask) -> GroupTables:
             checkpoint.group(*task.ahead).read_ahead()
         if task.spectra != "none":
             norms = statistics.norm_delta
-            spectra = group_spectra(stored, base, norms, task.spectra, task.device, kept)
+            spectra = group_spectra(stored, base, norms, task.spectra, kept)
     return GroupTables(*group.key, group.nbytes, _rows(group, statistics, spectra))
 
 

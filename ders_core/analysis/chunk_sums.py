@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ders_core.compute import kernels
-from ders_core.compute.magnitude import is_comfortable, scale_for, scale_of
+from ders_core.compute.magnitude import is_comfortable, scale_for
 from ders_core.compute.pieces import chunk_values
+from ders_core.compute.tensor_scale import tensor_scale_of
 from ders_core.later import np, torch
 
 CHUNK_VALUES = 1 << 18
@@ -27,26 +29,30 @@ CLOSE = 1e-2
 
 @dataclass(frozen=True)
 class ChunkSums:
-    """Of some rows of K experts, on the CPU, float64 but for base and sample.
+    """Of some rows of K experts, on the device of the weights, float64 but for base and sample.
 
-    base: the mean `[rows, in]` in storage dtype. gram: of the deltas `[K, K]`. energy: Σ W_base².
-    powers: Σ Δ, Σ Δ·W_base, Σ Δ³ and Σ Δ⁴ `[4, K]`. max_abs: `[K]`. rows `[rows]`, columns `[in]`:
-    Σ Δ². sample: deltas `[n]` float32; None if no row is chosen.
+    base: the mean `[rows, in]` in storage dtype. gram: of the deltas `[K, K]`. energy: Σ W_base²
+    `[]`. powers: Σ Δ, Σ Δ·W_base, Σ Δ³ and Σ Δ⁴ `[4, K]`. max_abs: `[K]`. rows `[rows]`, columns
+    `[in]`: Σ Δ². sample: deltas `[n]` float32; None if no row is chosen. finite: bool `[K]`,
+    whether all weights of an expert are, on a GPU, where nobody looks at the sums for it; None on
+    the CPU.
 
     Of deltas, each rounded to float32 once, no sum is off by more than r·2⁻²⁴ of the sum of its
     terms' magnitudes (Higham 2002, §4.2). By loops, r is 67 for up to 64 experts: 64 terms are
     added in float32 at a time, and none is a product of more than three roundings. In torch, whose
-    order is its own, r is the number of terms and 3. A Gram matrix in float64 is within n·2⁻⁵³.
+    order is its own, r is the number of terms and 3. A Gram matrix in float64, as a GPU always
+    multiplies it, is within n·2⁻⁵³.
     """
 
     base: torch.Tensor
     gram: torch.Tensor
-    energy: float
+    energy: torch.Tensor
     powers: torch.Tensor
     max_abs: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
     sample: torch.Tensor | None
+    finite: torch.Tensor | None = None
 
 
 class Workspace(threading.local):
@@ -72,9 +78,10 @@ class Workspace(threading.local):
         """Of the rows `part` of `[K, rows, in]` in storage dtype, contiguous, whose first row has
         this number in the group."""
         begin = first + part.start
-        chosen = [row for row in range(part.stop - part.start) if not (begin + row) % self._every]
+        chosen = slice(-begin % self._every, part.stop - part.start, self._every)
         if self._memory is None:
-            return _by_loops(begin, weights, part, len(chosen), self._every)
+            sampled = len(range(chosen.start, chosen.stop, chosen.step))
+            return _by_loops(begin, weights, part, sampled, self._every)
         return _in_torch(weights[:, part], self._dtype, chosen, self._memory)
 
 
@@ -134,7 +141,7 @@ def _by_loops(
     return ChunkSums(
         base,
         torch.from_numpy(upper + np.triu(upper, 1).T) * scale**2,
-        float(powers[-1, sums.SECOND]) * base_scale**2,
+        torch.tensor(powers[-1, sums.SECOND] * base_scale**2),
         torch.from_numpy(np.stack(found)),
         torch.from_numpy(of_deltas[sums.TOP] * scale),
         torch.from_numpy(energies) * scale**2,
@@ -144,7 +151,7 @@ def _by_loops(
 
 
 def _in_torch(
-    weights: torch.Tensor, dtype: torch.dtype, chosen: list[int], memory: torch.Tensor
+    weights: torch.Tensor, dtype: torch.dtype, chosen: slice, memory: torch.Tensor
 ) -> ChunkSums:
     """memory: float32 `[3, n]`, of at least as many values as weights. chosen: rows of the
     sample."""
@@ -153,44 +160,56 @@ def _in_torch(
     values, deltas, squares = memory[:, : experts * size].view(3, experts, size)
     values.copy_(weights.flatten(1))
     stored = values.mean(0).to(dtype)
-    base = stored.float()
+    base = stored.to(torch.float32, copy=True)
+    finite = None if weights.device.type == "cpu" else torch.isfinite(values).all(1)
     torch.sub(values, base, out=deltas)
-    torch.mul(deltas, deltas, out=squares)
-    tops, base_energy = squares.amax(1), float(base.square().sum())
-    scale = base_scale = 1.0
-    if not is_comfortable(float(tops.max())):
-        scale = scale_of(deltas)
-        torch.mul(deltas.div_(scale), deltas, out=squares)
-        tops = squares.amax(1)
-    if not is_comfortable(base_energy):
-        base_scale = scale_of(base)
-        base = base / base_scale
-        base_energy = float(base.square().sum())
+    scale = _scaled(deltas, squares, torch.amax)
+    base_squares = torch.empty_like(base)
+    base_scale = _scaled(base, base_squares, torch.sum)
+    square, base_square = scale.square(), base_scale.square()
     powers = [deltas.sum(1).double() * scale, (deltas @ base).double() * (scale * base_scale)]
-    for factor, power in ((deltas, 3), (squares, 4)):
+    for factor, power in ((deltas, square * scale), (squares, square.square())):
         torch.mul(squares, factor, out=values)
-        powers.append(values.sum(1).double() * scale**power)
+        powers.append(values.sum(1).double() * power)
     energy = squares.sum(0).view(rows, width)
-    sample = deltas.view(experts, rows, width)[:, chosen].flatten() if chosen else None
+    sample = deltas.view(experts, rows, width)[:, chosen].flatten()
     return ChunkSums(
-        stored.view(rows, width).cpu(),
-        _gram(deltas) * scale**2,
-        base_energy * base_scale**2,
-        torch.stack(powers).cpu(),
-        tops.double().sqrt().cpu() * scale,
-        energy.sum(1, dtype=torch.float64).cpu() * scale**2,
-        energy.sum(0, dtype=torch.float64).cpu() * scale**2,
-        sample.cpu() * scale if sample is not None else None,
+        stored.view(rows, width),
+        _gram(deltas) * square,
+        base_squares.sum().double() * base_square,
+        torch.stack(powers),
+        squares.amax(1).double().sqrt() * scale,
+        energy.sum(1, dtype=torch.float64) * square,
+        energy.sum(0, dtype=torch.float64) * square,
+        sample * scale.float() if len(sample) else None,
+        finite,
     )
 
 
+def _scaled(
+    values: torch.Tensor, squares: torch.Tensor, figure: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Divide values by a scale, if float32 would not hold powers of them without, and write their
+    squares. Returns the scale, float64 `[]`. figure: of the squares, which says on the CPU whether
+    a scale is needed; a GPU would be waited for."""
+    if values.device.type == "cpu":
+        torch.mul(values, values, out=squares)
+        if is_comfortable(float(figure(squares))):
+            return torch.ones((), dtype=torch.float64)
+    scale = tensor_scale_of(values)
+    torch.mul(values.div_(scale), values, out=squares)
+    return scale.double()
+
+
 def _gram(deltas: torch.Tensor) -> torch.Tensor:
-    """`[K, K]` float64 on the CPU, of `[K, n]` float32; multiplied in float64 if two are close."""
-    gram = (deltas @ deltas.T).double().cpu()
-    if not has_close(gram.numpy()):
-        return gram
+    """`[K, K]` float64, of `[K, n]` float32; multiplied in float64 if two are close, and on a GPU,
+    which would be waited for to know that."""
+    if deltas.device.type == "cpu":
+        gram = (deltas @ deltas.T).double()
+        if not has_close(gram.numpy()):
+            return gram
     exact = deltas.double()
-    return (exact @ exact.T).cpu()
+    return exact @ exact.T
 
 
 def has_close(gram: np.ndarray) -> bool:
@@ -219,6 +238,6 @@ def count_bins(sample: torch.Tensor, factor: float, counts: torch.Tensor) -> Non
         loops.count_bins(sample.numpy(), np.float32(factor), counts.numpy())
         return
     bins = len(counts)
-    for part in sample.split(CHUNK_VALUES):
-        place = part.mul(factor).add_(bins / 2).floor_().clamp_(0, bins - 1)
-        counts += torch.bincount(place.to(torch.int32), minlength=bins)
+    for part in sample.split(chunk_values(sample.device, CHUNK_VALUES)):
+        place = part.mul(factor).add_(bins / 2).floor_().clamp_(0, bins - 1).long()
+        counts.scatter_add_(0, place, torch.ones_like(place))  # `bincount` waits for a GPU

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
+from ders_core.compute.brought import bring_together
+from ders_core.compute.pieces import chunk_values
+from ders_core.compute.sent import sent
 from ders_core.later import np, torch
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ DWARF = 1e-2
 from deltas is right to about 1e−3 of itself, and 1 − cos to about 1e−5."""
 
 CHUNK_VALUES = 1 << 18
-"""Of all experts, in float64 at a time."""
+"""Of all experts, in float64 at a time, on the CPU."""
 
 
 def corrected(
@@ -53,13 +56,14 @@ def _products(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(‖W_i‖² `[K]`, ⟨W_d, W_i⟩ of each dwarf d with every expert `[dwarfs, K]`), in float64."""
     experts, _, width = group.shape
-    step = max(1, CHUNK_VALUES // max(experts * width, 1))
+    step = max(1, chunk_values(device, CHUNK_VALUES) // max(experts * width, 1))
     squares = torch.zeros(experts, dtype=torch.float64, device=device)
     products = torch.zeros(len(dwarfs), experts, dtype=torch.float64, device=device)
-    chosen = torch.from_numpy(dwarfs).to(device)
+    chosen = sent(torch.from_numpy(dwarfs), device)
     for _, weights in slabs(group, device):
         for part in weights.split(step, 1):
             values = part.flatten(1).double()
             squares += values.square().sum(1)
             products += values[chosen] @ values.T
-    return squares.cpu().numpy(), products.cpu().numpy()
+    squares, products = bring_together([squares, products])
+    return squares.numpy(), products.numpy()

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ders_core.compute.orthonormal import ORTHOGONAL, PASSES
+from ders_core.compute.brought import bring_together
+from ders_core.compute.orthonormal import ORTHOGONAL, PASSES, orthonormal, orthonormal_to
 from ders_core.compute.pieces import pieces, row_pieces
+from ders_core.compute.sent import sent
 from ders_core.compute.threads import IdleThreads
+from ders_core.compute.together import batches
 from ders_core.later import np, torch
 
 HEAD = 16
@@ -44,19 +47,58 @@ def head(delta: torch.Tensor, idle: IdleThreads | None = None) -> np.ndarray:
     values do not depend on them. Errors are below 0.1 % where values stand out from the others,
     about 1 % where the spectrum is flat.
     """
-    sides = [_Side(min(delta.shape), delta.device), _Side(max(delta.shape), delta.device)]
-    latest = sides[0].start(seed=0)
-    is_wide = delta.shape[0] < delta.shape[1]
-    sigma = grown = np.zeros(HEAD)
-    for product in range(1, PRODUCTS + 1):
-        side = sides[product % 2]
-        multiply = with_rows if is_wide != bool(product % 2) else with_columns
-        latest = side.add(multiply(delta, latest.to(delta.dtype), idle).float())
-        before, sigma = sigma, side.values()
-        grown_before, grown = grown, sigma - before
-        if product > 2 and _is_settled(sigma, grown, grown_before):
-            break
-    return sigma
+    return heads([delta], idle)[0]
+
+
+def heads(deltas: Iterable[torch.Tensor], idle: IdleThreads | None = None) -> list[np.ndarray]:
+    """`head` of each delta. A GPU is waited for after a product with as many of them as it
+    holds."""
+    found = list[np.ndarray]()
+    for some in batches(deltas, _held):
+        searches = [_Search(delta) for delta in some]
+        some.clear()
+        while growing := [search for search in searches if not search.is_done]:
+            shares = bring_together([search.multiply(idle) for search in growing])
+            for search, share in zip(growing, shares, strict=True):
+                search.look(share)
+        found += [search.sigma for search in searches]
+    return found
+
+
+def _held(delta: torch.Tensor) -> int:
+    """Bytes of a delta, and of the vectors on both sides."""
+    vectors = (PRODUCTS // 2 + 1) * WIDTH
+    return delta.nbytes + vectors * sum(delta.shape) * torch.float32.itemsize
+
+
+class _Search:
+    """The largest singular values of delta, with one product after another."""
+
+    def __init__(self, delta: torch.Tensor) -> None:
+        self._delta, self._products = delta, 0
+        self._is_wide = delta.shape[0] < delta.shape[1]
+        self._sides = [_Side(size(delta.shape), delta.device) for size in (min, max)]
+        self._latest = self._sides[0].start(seed=0)
+        self._grown = np.zeros(HEAD)
+        self.sigma = np.zeros(HEAD)
+        self.is_done = False
+
+    def multiply(self, idle: IdleThreads | None) -> torch.Tensor:
+        """Multiply with the latest vectors; returns what `look` is to be given, on the device."""
+        self._products += 1
+        is_odd = bool(self._products % 2)
+        multiply = with_rows if self._is_wide != is_odd else with_columns
+        image = multiply(self._delta, self._latest.to(self._delta.dtype), idle).float()
+        self._latest, shares = self._sides[is_odd].add(image)
+        return shares
+
+    def look(self, shares: torch.Tensor) -> None:
+        """Tell the values, and whether they are done. shares: on the CPU."""
+        sigma = self._sides[self._products % 2].values(shares)
+        grown = sigma - self.sigma
+        is_settled = self._products > 2 and _is_settled(sigma, grown, self._grown)
+        self.sigma, self._grown = sigma, grown
+        self.is_done = is_settled or self._products == PRODUCTS
 
 
 def _is_settled(sigma: np.ndarray, grown: np.ndarray, grown_before: np.ndarray) -> bool:
@@ -116,9 +158,8 @@ class _Side:
         """The first block `[WIDTH, size]`, at random."""
         generator = torch.Generator().manual_seed(seed)
         size, device = self._memory.shape[1], self._memory.device
-        return self._keep(
-            torch.linalg.qr(torch.randn(size, WIDTH, generator=generator).to(device))[0].mT
-        )
+        start = torch.randn(size, WIDTH, generator=generator)
+        return self._keep(orthonormal(sent(start, device)).mT)
 
     def _keep(self, block: torch.Tensor) -> torch.Tensor:
         place = slice(self._count, self._count + WIDTH)
@@ -126,28 +167,39 @@ class _Side:
         self._memory[place] = block
         return self._memory[place]
 
-    def add(self, image: torch.Tensor) -> torch.Tensor:
+    def add(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take up what is new in the image `[WIDTH, size]` of a block: returns an orthonormal block
-        that holds it.
+        that holds it, and what the image is made of, float64 `[WIDTH, vectors]` on its device."""
+        part = self._looked_at if image.device.type == "cpu" else self._blindly
+        block, shares = part(image, self._memory[: self._count])
+        return self._keep(block), shares
 
-        Vectors that weak directions make, or QR where there is nothing new, may not be orthogonal
-        to the earlier ones at once: then once more, or more.
-        """
-        basis = self._memory[: self._count]
-        triangle = torch.eye(WIDTH, device=image.device)
+    def _looked_at(
+        self, image: torch.Tensor, basis: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors that weak directions make, or QR where there is nothing new, may not be
+        orthogonal to the earlier ones at once: then once more, or more."""
+        triangle = torch.eye(WIDTH)
         shares, share = image.new_zeros(WIDTH, self._count), image @ basis.mT
         for _ in range(PASSES):
             shares += triangle @ share
-            orthonormal, corner = torch.linalg.qr((image - share @ basis).mT)
-            image, triangle = orthonormal.mT, triangle @ corner.mT
+            columns, corner = torch.linalg.qr((image - share @ basis).mT)
+            image, triangle = columns.mT, triangle @ corner.mT
             share = image @ basis.mT
             if not self._count or float(share.abs().max()) < ORTHOGONAL:
                 break
-        self._shares.append(torch.cat((shares, triangle), 1).double().cpu())
-        return self._keep(image)
+        return image, torch.cat((shares, triangle), 1).double()
 
-    def values(self) -> np.ndarray:
-        """The HEAD largest singular values `[HEAD]` of all images together, float64."""
+    @staticmethod
+    def _blindly(image: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Without a look at what is orthogonal, which would wait. Vectors of nothing are zeros."""
+        block = orthonormal_to(basis.mT, image.mT).mT
+        return block, image.double() @ torch.cat((basis, block)).double().mT
+
+    def values(self, latest: torch.Tensor) -> np.ndarray:
+        """The HEAD largest singular values `[HEAD]` of all images together, float64. latest: what
+        the latest one is made of, on the CPU."""
+        self._shares.append(latest)
         projected = torch.zeros(len(self._shares) * WIDTH, self._count, dtype=torch.float64)
         for number, shares in enumerate(self._shares):
             projected[number * WIDTH : (number + 1) * WIDTH, : shares.shape[1]] = shares

@@ -8,8 +8,12 @@ chapter 5; Ubaru, Chen and Saad 2017).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ders_core.analysis.head import HEAD
+from ders_core.compute.brought import bring_together
 from ders_core.compute.krylov import Dense, Krylov
+from ders_core.compute.together import batches
 from ders_core.later import np, torch
 
 BLOCK, STEPS = 32, 8
@@ -47,26 +51,72 @@ def curve(delta: torch.Tensor, energy: float) -> np.ndarray:
     if at least MOSTLY of the values are nothing; it is too low where much of the spectrum is real
     and yet below that.
     """
-    space = Krylov(Dense(delta), BLOCK, seed=0)
-    rounding = _Rounding(delta)
-    size = min(delta.shape)
-    for step in range(1, MORE_STEPS + 1):
-        space.grow()
-        if step < STEPS:
-            continue
-        sigma, weights = (each.numpy() for each in space.values())
-        squares = np.where(sigma > rounding.floor(energy, sigma[0]), sigma**2, 0.0)
-        whole = _is_whole(squares, weights, size, energy)
-        nothing = float(weights[sigma < NEARLY * sigma[HEAD]].sum())
-        if whole or nothing < MOSTLY or (step + 1) * BLOCK > size:
-            break
-    if whole:
-        values = np.pad(squares, (0, size - squares.size))
-    else:
-        values = _density(squares, weights, size, energy, rounding.resolution)
-    total = float(values.sum())
-    estimate: np.ndarray = np.sqrt(values * (energy / total if total else 0.0))
-    return estimate
+    return curves([delta], [energy])[0]
+
+
+def curves(deltas: Iterable[torch.Tensor], energies: Iterable[float]) -> list[np.ndarray]:
+    """`curve` of each delta. A GPU is waited for after a step for as many of them as it holds."""
+    found, left = list[np.ndarray](), iter(energies)
+    for some in batches(deltas, _held):
+        searches = [_Search(delta, next(left)) for delta in some]
+        some.clear()
+        while growing := [search for search in searches if not search.is_done]:
+            for search in growing:
+                search.grow()
+            grams = bring_together([search.gram for search in growing])
+            for search, gram in zip(growing, grams, strict=True):
+                search.look(gram)
+        found += [search.estimate() for search in searches]
+    return found
+
+
+def _held(delta: torch.Tensor) -> int:
+    """Bytes of a delta and of the longest space: its basis in float32, and images."""
+    vectors = MORE_STEPS * BLOCK
+    short, long = min(delta.shape), max(delta.shape)
+    return delta.nbytes + vectors * (short * torch.float32.itemsize + long * delta.dtype.itemsize)
+
+
+class _Search:
+    """A space of delta that grows until the whole curve can be told of it."""
+
+    def __init__(self, delta: torch.Tensor, energy: float) -> None:
+        self._space = Krylov(Dense(delta), BLOCK, seed=0)
+        self._rounding = _Rounding(delta)
+        self._size, self._energy = min(delta.shape), energy
+        self._steps = 0
+        self.is_done = self._is_whole = False
+
+    def grow(self) -> None:
+        """Make the first look possible, or another one."""
+        for _ in range(1 if self._steps else STEPS):
+            self._space.grow()
+            self._steps += 1
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """What is looked at, on the device of delta."""
+        return self._space.gram
+
+    def look(self, gram: torch.Tensor) -> None:
+        """Say whether it is done. gram: on the CPU."""
+        sigma, self._weights = (each.numpy() for each in self._space.values(gram))
+        floor = self._rounding.floor(self._energy, sigma[0])
+        self._squares = np.where(sigma > floor, sigma**2, 0.0)
+        self._is_whole = _is_whole(self._squares, self._weights, self._size, self._energy)
+        nothing = float(self._weights[sigma < NEARLY * sigma[HEAD]].sum())
+        is_full = self._steps == MORE_STEPS or (self._steps + 1) * BLOCK > self._size
+        self.is_done = self._is_whole or nothing < MOSTLY or is_full
+
+    def estimate(self) -> np.ndarray:
+        if self._is_whole:
+            values = np.pad(self._squares, (0, self._size - self._squares.size))
+        else:
+            resolution = self._rounding.resolution
+            values = _density(self._squares, self._weights, self._size, self._energy, resolution)
+        total = float(values.sum())
+        estimate: np.ndarray = np.sqrt(values * (self._energy / total if total else 0.0))
+        return estimate
 
 
 def _is_whole(squares: np.ndarray, weights: np.ndarray, size: int, energy: float) -> bool:

@@ -17,9 +17,10 @@ from ders_core.analysis.chunk_sums import ChunkSums, Workspace, count_bins, is_f
 from ders_core.analysis.dwarfs import corrected
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
+from ders_core.compute.brought import bring_together
 from ders_core.compute.pieces import pieces
 from ders_core.compute.threads import side_by_side
-from ders_core.decompose.clusters import check_finite
+from ders_core.decompose.clusters import check_finite, not_finite
 from ders_core.later import np, torch
 
 BINS = 128
@@ -68,12 +69,13 @@ def group_statistics(
     """Read a group once, a few rows at a time, and once more where an expert is far smaller than
     others (see `ders_core.analysis.dwarfs`).
 
-    base, kept: `[out, in]` and `[K, out, in]` in storage dtype on the CPU, to be filled with the
-    base and with the weights. Raises CheckpointError for non-finite weights.
+    base, kept: `[out, in]` and `[K, out, in]` in storage dtype on the device, to be filled with the
+    base and with the weights. Raises CheckpointError for non-finite weights. A GPU is waited for
+    once all is read, and once more for the histogram.
     """
     experts, out, width = group.shape
     where = torch.device(device)
-    totals = _Totals(experts, out, width)
+    totals = _Totals(group.shape, where)
     every = max(1, experts * out * width // SAMPLE_VALUES)
     workspace = Workspace(group.shape, group.dtype.torch, where, every)
     with side_by_side(where) as pool:
@@ -88,27 +90,43 @@ def group_statistics(
                 return workspace.sums(first, weights, part)
 
             for part, sums in zip(parts, pool.map(work, parts), strict=True):
-                if not is_finite(sums):
+                if where.type == "cpu" and not is_finite(sums):
                     check_finite(group, weights[:, part].flatten(1))
                 chunk = slice(rows.start + part.start, rows.start + part.stop)
                 totals.add(chunk, sums)
                 if base is not None:
                     base[chunk] = sums.base
+    totals.bring()
+    if not bool(totals.finite.all()):
+        raise not_finite(group, int(totals.finite.long().argmin()))
     return corrected(totals.finish(), group, where)
 
 
 class _Totals:
-    """Running sums in float64."""
+    """Running sums in float64 of a group `[K, out, in]`, on a device until they are brought."""
 
-    def __init__(self, experts: int, out: int, width: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
+        experts, out, width = shape
         self.size = out * width
-        self.gram = torch.zeros(experts, experts, dtype=torch.float64)
-        self.base_energy = 0.0
-        self.powers = torch.zeros(4, experts, dtype=torch.float64)
-        self.max_abs = torch.zeros(experts, dtype=torch.float64)
-        self.rows = torch.zeros(out, dtype=torch.float64)
-        self.columns = torch.zeros(width, dtype=torch.float64)
+
+        def zeros(*sizes: int) -> torch.Tensor:
+            return torch.zeros(sizes, dtype=torch.float64, device=device)
+
+        self.gram = zeros(experts, experts)
+        self.base_energy = zeros()
+        self.powers = zeros(4, experts)
+        self.max_abs = zeros(experts)
+        self.rows = zeros(out)
+        self.columns = zeros(width)
+        self.finite = torch.ones(experts, dtype=torch.bool, device=device)
         self.sample: list[torch.Tensor] = []
+
+    def bring(self) -> None:
+        """To the CPU, but for the sample."""
+        names = ("gram", "base_energy", "powers", "max_abs", "rows", "columns", "finite")
+        brought = bring_together([getattr(self, name) for name in names])
+        for name, tensor in zip(names, brought, strict=True):
+            setattr(self, name, tensor)
 
     def add(self, rows: slice, sums: ChunkSums) -> None:
         self.gram += sums.gram
@@ -119,6 +137,8 @@ class _Totals:
         self.columns += sums.columns
         if sums.sample is not None:
             self.sample.append(sums.sample)
+        if sums.finite is not None:
+            self.finite &= sums.finite
 
     def _histogram(self) -> tuple[np.ndarray, np.ndarray]:
         """(edges, counts) of all deltas, estimated from the sample."""
@@ -128,17 +148,18 @@ class _Totals:
         half = REACH * math.sqrt(max(second - mean**2, 0.0))
         if not half or not self.sample:
             return np.linspace(-1, 1, BINS + 1), np.zeros(BINS, dtype=np.int64)
-        counts = torch.zeros(BINS, dtype=torch.int64)
+        counts = torch.zeros(BINS, dtype=torch.int64, device=self.sample[0].device)
         for sample in self.sample:
             count_bins(sample, BINS / 2 / half, counts)
         size = sum(map(len, self.sample))
-        scaled = (counts.double() * (experts * self.size / size)).round().long()
+        scaled = (counts.cpu().double() * (experts * self.size / size)).round().long()
         return np.linspace(-half, half, BINS + 1), scaled.numpy()
 
     def finish(self) -> GroupStatistics:
         gram, along = self.gram.numpy(), self.powers[1].numpy()
         energy = np.diag(gram)
-        norm = np.sqrt(np.maximum(energy + 2 * along + self.base_energy, 0.0))
+        base_energy = float(self.base_energy)
+        norm = np.sqrt(np.maximum(energy + 2 * along + base_energy, 0.0))
         apart = np.maximum(energy[:, None] + energy[None, :] - 2 * gram, 0.0)  # ‖a−b‖²
         # ‖a‖² − ‖b‖² = 2·base·(d_a − d_b) + ‖d_a‖² − ‖d_b‖²
         squares = 2 * (along[:, None] - along[None, :]) + energy[:, None] - energy[None, :]
@@ -162,7 +183,7 @@ class _Totals:
             central, variance**2, out=np.full_like(central, 3.0), where=variance > 0
         )
         return GroupStatistics(
-            norm_base=float(np.sqrt(self.base_energy)),
+            norm_base=float(np.sqrt(base_energy)),
             norm=norm,
             norm_delta=norm_delta,
             one_minus_cos=one_minus_cos,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Literal, get_args
 
-from ders_core.analysis.head import head
-from ders_core.analysis.krylov import curve, product_dtype
+from ders_core.analysis.deltas import Desk, deltas_on_gpu
+from ders_core.analysis.head import heads
+from ders_core.analysis.krylov import curves, product_dtype
 from ders_core.checkpoint import ExpertGroup
-from ders_core.compute import kernels
-from ders_core.compute.buffers import borrow
+from ders_core.compute.brought import bring_together
+from ders_core.compute.eigen import eigenvalues_of_each
 from ders_core.compute.magnitude import scale_for
-from ders_core.compute.pieces import chunk_values, row_pieces
-from ders_core.compute.threads import IdleThreads, side_by_side, threads_for
+from ders_core.compute.threads import IdleThreads, one_thread, side_by_side, threads_for
+from ders_core.compute.together import batches
 from ders_core.later import np, torch
 
 Spectra = Literal["none", "head", "curve", "exact"]
@@ -55,15 +58,29 @@ def singular_values(delta: torch.Tensor) -> np.ndarray:
     float32 would be right to 3e−4 of σ₁ only, and thousands of values of that size would lift the
     effective rank of a delta of low rank to a multiple.
     """
+    return singular_values_of_each([delta])[0]
+
+
+def singular_values_of_each(deltas: Iterable[torch.Tensor]) -> list[np.ndarray]:
+    """`singular_values` of each delta, of one shape. A GPU is waited for once for as many Gram
+    matrices as it holds, and their copies for the solver."""
+    found = list[np.ndarray]()
+    for grams in batches(map(_gram, deltas), lambda gram: 2 * gram.nbytes):
+        values = eigenvalues_of_each(grams)
+        grams.clear()
+        found += [each.numpy() for each in bring_together([each.sqrt() for each in values])]
+    return found
+
+
+def _gram(delta: torch.Tensor) -> torch.Tensor:
+    """Of the shorter side, float64."""
     thin = delta if delta.shape[0] <= delta.shape[1] else delta.T
     short = thin.shape[0]
     gram = torch.zeros(short, short, dtype=torch.float64, device=thin.device)
     for part in thin.split(max(1, GRAM_VALUES // max(short, 1)), 1):
         columns = part.double()
         gram.addmm_(columns, columns.T)
-    squares = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
-    values: np.ndarray = squares.sqrt().cpu().numpy()
-    return values
+    return gram
 
 
 def spectrum_of(sigma: np.ndarray) -> Spectrum:
@@ -93,93 +110,112 @@ def group_spectra(
     base: torch.Tensor,
     norms: np.ndarray,
     kind: Spectra,
-    device: torch.device | str = "cpu",
     kept: torch.Tensor | None = None,
 ) -> list[Spectrum]:
-    """One for each expert's delta.
+    """One for each expert's delta, computed where the base is.
 
-    base: `[out, in]` in storage dtype on the CPU. norms: ‖Δ_i‖ `[K]`. kind: not "none". kept: the
-    weights `[K, out, in]` as `group_statistics` fills them; None to read each expert again.
+    base: `[out, in]` in storage dtype. norms: ‖Δ_i‖ `[K]`. kind: not "none". kept: the weights
+    `[K, out, in]` as `group_statistics` fills them, beside the base; None to read each expert
+    again.
     """
-    where = torch.device(device)
-    exact = kind == "exact" or min(base.shape) <= EXACT_BELOW
-    dtype = torch.float32 if exact else product_dtype(where)
-    held = base.numel() * (base.dtype.itemsize + dtype.itemsize)
-    threads = threads_for(group.shape[0], held, where)
-    with ExitStack() as memory, side_by_side(where, threads) as pool:
-        there, idle = base.to(where), IdleThreads(pool, threads - 1)
-        desks = deque(_Desk(there, dtype, memory, kept) for _ in range(threads))
+    all_values = kind == "exact" or min(base.shape) <= EXACT_BELOW
+    work = _Work(group, base, norms, "exact" if all_values else kind, kept)
+    return work.on_cpu() if base.device.type == "cpu" else work.on_gpu()
 
-        def find(expert: int) -> Spectrum:
-            norm = float(norms[expert])
-            if not norm and not exact:
-                return spectrum_of(np.zeros(min(base.shape)))
-            desk = desks.popleft()
-            try:
-                return found_in(desk.delta(group, expert), norm)
-            finally:
-                desks.append(desk)
 
-        def found_in(delta: torch.Tensor, norm: float) -> Spectrum:
-            scale = scale_for(norm)
-            if scale != 1:
-                delta /= scale
-            share = norm / scale
-            if exact:
-                found = spectrum(delta)
-            elif kind == "curve":
-                found = spectrum_of(curve(delta, share**2))
-            else:
-                found = _spectrum_of_head(head(delta, idle), share)
-            return replace(found, singular_value=found.singular_value * scale)
+@dataclass(frozen=True)
+class _Work:
+    """The spectra of a group; fields as of `group_spectra`, but for a kind that is right for the
+    size."""
 
-        return list(pool.map(find, range(group.shape[0])))
+    group: ExpertGroup
+    base: torch.Tensor
+    norms: np.ndarray
+    kind: Spectra
+    kept: torch.Tensor | None
+
+    def on_cpu(self) -> list[Spectrum]:
+        """In threads, an expert in each."""
+        where, held = self.base.device, self.base.numel()
+        held *= self.base.dtype.itemsize + self._dtype.itemsize
+        threads = threads_for(len(self.norms), held, where)
+        with ExitStack() as memory, side_by_side(where, threads) as pool:
+            idle = IdleThreads(pool, threads - 1)
+            desks = deque(Desk(self.base, self._dtype, memory, self.kept) for _ in range(threads))
+
+            def find(expert: int) -> Spectrum:
+                scaled = _Scaled(float(self.norms[expert]))
+                if not self._has_delta(scaled):
+                    return self._nothing
+                desk = desks.popleft()
+                try:
+                    delta = scaled.unit(desk.delta(self.group, expert))
+                    return self._spectrum(self._values([delta], [scaled], idle)[0], scaled)
+                finally:
+                    desks.append(desk)
+
+            return list(pool.map(find, range(len(self.norms))))
+
+    def on_gpu(self) -> list[Spectrum]:
+        """Of all experts together: a GPU is waited for as often as `_values` says."""
+        scaled = [_Scaled(float(norm)) for norm in self.norms]
+        has_delta = [*map(self._has_delta, scaled)]
+        deltas = deltas_on_gpu(self.group, self.base, self._dtype, self.kept)
+        units = (each.unit(delta) for each, delta in zip(scaled, deltas, strict=True))
+        with one_thread():
+            values = iter(self._values(compress(units, has_delta), [*compress(scaled, has_delta)]))
+        return [
+            self._spectrum(next(values), each) if is_chosen else self._nothing
+            for each, is_chosen in zip(scaled, has_delta, strict=True)
+        ]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """That deltas are rounded to."""
+        return torch.float32 if self.kind == "exact" else product_dtype(self.base.device)
+
+    def _has_delta(self, scaled: _Scaled) -> bool:
+        """Whether there is anything to find: estimates are of what is not zero."""
+        return self.kind == "exact" or scaled.norm > 0
+
+    @property
+    def _nothing(self) -> Spectrum:
+        """Of a delta of zeros."""
+        return spectrum_of(np.zeros(min(self.base.shape)))
+
+    def _values(
+        self,
+        deltas: Iterable[torch.Tensor],
+        scaled: Sequence[_Scaled],
+        idle: IdleThreads | None = None,
+    ) -> list[np.ndarray]:
+        """The singular values of deltas, over their scales."""
+        if self.kind == "exact":
+            return singular_values_of_each(deltas)
+        if self.kind == "curve":
+            return curves(deltas, [each.norm**2 for each in scaled])
+        return heads(deltas, idle)
+
+    def _spectrum(self, sigma: np.ndarray, scaled: _Scaled) -> Spectrum:
+        """Of singular values over the scale."""
+        is_head = self.kind == "head"
+        found = _spectrum_of_head(sigma, scaled.norm) if is_head else spectrum_of(sigma)
+        return replace(found, singular_value=found.singular_value * scaled.scale)
+
+
+class _Scaled:
+    """‖Δ‖ over `scale`, and that: a power of two, so that float32 holds powers of the values."""
+
+    def __init__(self, norm: float) -> None:
+        self.scale = scale_for(norm)
+        self.norm = norm / self.scale
+
+    def unit(self, delta: torch.Tensor) -> torch.Tensor:
+        """The delta over the scale, in its own memory."""
+        return delta if self.scale == 1 else delta.div_(self.scale)
 
 
 def _spectrum_of_head(sigma: np.ndarray, norm: float) -> Spectrum:
     energy = np.minimum(np.cumsum(sigma**2) / norm**2, 1.0)
     stable = norm**2 / float(sigma[0] ** 2)
     return Spectrum(np.arange(1, len(sigma) + 1), sigma, energy, float("nan"), stable)
-
-
-class _Desk:
-    """Where one thread at a time makes deltas; its memory is used for one expert after another."""
-
-    def __init__(
-        self,
-        base: torch.Tensor,
-        dtype: torch.dtype,
-        memory: ExitStack,
-        kept: torch.Tensor | None,
-    ) -> None:
-        shape = tuple(base.shape)
-        self._base, self._kept = base, kept
-        if kept is None:
-            self._weight = memory.enter_context(borrow(shape, base.dtype))
-        if base.device.type == "cpu":
-            self._delta = memory.enter_context(borrow(shape, dtype))
-        else:
-            self._delta = torch.empty(shape, dtype=dtype, device=base.device)
-
-    def delta(self, group: ExpertGroup, expert: int) -> torch.Tensor:
-        """Δ_i `[out, in]`, rounded once; valid until the next one."""
-        weight = self._read(group, expert).to(self._base.device)
-        if self._delta.dtype == torch.float32 and kernels.takes_stored(weight, self._base):
-            from ders_core.compute.kernels import differences
-
-            minuend, subtrahend = (kernels.bits(each).reshape(-1) for each in (weight, self._base))
-            kind, deltas = kernels.kind_of(weight.dtype), self._delta.view(-1).numpy()
-            differences.subtract(minuend, subtrahend, kind, deltas)
-            return self._delta
-        if weight.dtype == self._delta.dtype:
-            return torch.sub(weight, self._base, out=self._delta)
-        for rows in row_pieces(weight.shape, chunk_values(weight.device)):
-            self._delta[rows] = weight[rows].float().sub_(self._base[rows].float())
-        return self._delta
-
-    def _read(self, group: ExpertGroup, expert: int) -> torch.Tensor:
-        """W_i in storage dtype, on the CPU."""
-        if self._kept is not None:
-            return self._kept[expert]
-        group.experts[expert].read_into(self._weight, slice(0, group.shape[1]))
-        return self._weight

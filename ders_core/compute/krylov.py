@@ -172,10 +172,10 @@ class Krylov:
         of singular values of A in the space."""
         return self._gram
 
-    def values(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def values(self, gram: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """(singular values of A in the space, descending; the share of the start block in the
-        vector of each), float64 on the CPU."""
-        squares, vectors = eigen_of(self._gram.cpu())
+        vector of each), float64 on the CPU. gram: `gram`, brought there; None: not yet."""
+        squares, vectors = eigen_of(self._gram.cpu() if gram is None else gram)
         weights = vectors[: self._width].square().sum(0) / self._width
         return squares.sqrt(), weights
 

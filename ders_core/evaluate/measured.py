@@ -10,7 +10,7 @@ import numpy as np
 
 from ders_core.evaluate.forward import Answers
 from ders_core.evaluate.interval import LEAST_WINDOWS, Interval
-from ders_core.evaluate.metrics import Totals
+from ders_core.evaluate.metrics import Compared, Totals
 from ders_core.evaluate.reference import Kept
 
 PERCENTILES = {"kl_p95": 0.95, "kl_p99": 0.99}
@@ -24,12 +24,12 @@ class Measured:
     totals: Totals = field(default_factory=Totals)
     token_kl: list[np.ndarray] = field(default_factory=list)
 
-    def compare(self, answers: Answers, reference: Kept) -> np.ndarray:
-        """Add a window, and return the KL of its tokens `[tokens]`."""
+    def compare(self, answers: Answers, reference: Kept) -> Compared:
+        """Add a window, and say what is known of its tokens."""
         self.totals.add(answers)
-        token_kl = self.totals.compare(answers, reference).cpu().numpy()
-        self.token_kl.append(token_kl)
-        return token_kl
+        compared = self.totals.compare(answers, reference)
+        self.token_kl.append(compared.token_kl.numpy())
+        return compared
 
     @property
     def kl(self) -> list[float]:

@@ -8,12 +8,23 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from ders_core.compute.brought import bring_together
+from ders_core.compute.sent import sent
 from ders_core.evaluate.forward import Answers
 from ders_core.evaluate.reference import Kept
 from ders_core.hf.routing import NONE
 
 ROWS = 64
 """Tokens whose KL is computed at once: their float64 rows are what takes memory."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One window, on the CPU. token_kl: the KL of each token, `[tokens]` float64. top: the most
+    likely token of the model, `[tokens]` int64."""
+
+    token_kl: torch.Tensor
+    top: torch.Tensor
 
 
 @dataclass
@@ -34,27 +45,32 @@ class Totals:
         self.loss -= float(picked.double().sum())
         self.tokens += answers.targets.numel()
 
-    def compare(self, answers: Answers, reference: Kept) -> torch.Tensor:
+    def compare(self, answers: Answers, reference: Kept) -> Compared:
         """KL(reference ‖ model) and agreements with the reference's answers to the same window.
 
-        Routings are compared if both were seen, with as many MoE layers and as many experts.
-        Returns the KL of each token, `[tokens]` float64.
+        Routings are compared if both were seen, with as many MoE layers and as many experts. A GPU
+        is waited for once.
         """
         device = answers.log_probs.device
-        token_kl = divergences(reference.log_probs.to(device), answers.log_probs)
-        self.kl += float(token_kl.sum())
-        self.same_top += int((reference.top.to(device) == answers.log_probs.argmax(-1)).sum())
+        found = [
+            divergences(sent(reference.log_probs, device), answers.log_probs),
+            answers.log_probs.argmax(-1),
+        ]
         if (
             reference.chosen is None
             or answers.chosen is None
             or reference.chosen.shape != answers.chosen.shape
         ):
             self.unrouted += 1
-            return token_kl
-        shares = overlap(reference.chosen.to(device), answers.chosen)
-        self.same_experts += float(shares.double().sum())
-        self.routed += shares.numel()
-        return token_kl
+        else:
+            shares = overlap(sent(reference.chosen, device), answers.chosen)
+            found.append(shares.double().sum())
+            self.routed += shares.numel()
+        token_kl, top, *same_experts = bring_together(found)
+        self.kl += float(token_kl.sum())
+        self.same_top += int((reference.top == top).sum())
+        self.same_experts += sum(map(float, same_experts))
+        return Compared(token_kl, top)
 
     @classmethod
     def joined(cls, parts: Sequence[Totals]) -> Totals:

@@ -42,8 +42,8 @@ class Original:
 
         def compare(seen: Seen) -> None:
             kept = self.store.read(seen.number)
-            token_kl = measured[seen.domain].compare(seen.answers, kept)
-            top = seen.answers.log_probs.argmax(-1)
+            compared = measured[seen.domain].compare(seen.answers, kept)
+            token_kl, top = compared.token_kl.numpy(), compared.top
             worst.add(seen.domain, seen.window, token_kl, kept.top, top)
 
         dtype = self.runner.run(model, "the compressed model", self.domains, compare)

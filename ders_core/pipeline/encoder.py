@@ -15,6 +15,7 @@ from ders_core.checkpoint.room import ROOM
 from ders_core.codecs import Codec, DeltaCodec, Parts
 from ders_core.codecs.group import BaseForm, GroupCodec, Stacked
 from ders_core.codecs.synthesis import difference
+from ders_core.compute.brought import bring_together
 from ders_core.compute.together import batches
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, is_finite
@@ -27,7 +28,7 @@ from ders_core.pipeline.knowledge import (
     Shared,
     encode_expert,
 )
-from ders_core.pipeline.leaving import bring_together, on_cpu
+from ders_core.pipeline.leaving import on_cpu
 from ders_core.pipeline.placed import PlacedGroup
 from ders_core.pipeline.together import Packed, packed_each, packed_together
 from ders_core.recipe import Recipe

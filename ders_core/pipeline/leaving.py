@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
+from collections.abc import Iterable, Iterator
 
 from ders_core.codecs import Parts
+from ders_core.compute.brought import LARGE, bring_together
 from ders_core.later import torch
 from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import EncodedExpert
@@ -13,12 +13,6 @@ from ders_core.pipeline.knowledge import EncodedExpert
 AT_ONCE = 128 << 20
 """Bytes of parts that wait on a GPU before they leave it together, and at most an expert's more.
 While they leave, a copy takes as much again, but for what is `LARGE`."""
-
-LARGE = 16 << 20
-"""Bytes from which on a tensor leaves alone: its copy takes longer than it is waited for."""
-
-ALIGNMENT = 16
-"""Bytes; where a tensor begins among others, so that any dtype can be read there."""
 
 
 def on_cpu(encoded: Iterable[EncodedExpert]) -> Iterator[tuple[Parts, Losses]]:
@@ -69,29 +63,3 @@ def _brought(experts: list[EncodedExpert]) -> list[tuple[Parts, Losses]]:
         left.append(({name: next(brought) for name in each.parts}, losses))
     experts.clear()
     return left
-
-
-def bring_together(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The same tensors on the CPU, contiguous: those of a GPU below `LARGE` by one copy, as views
-    of one memory."""
-    small = [each.device.type != "cpu" and each.nbytes < LARGE for each in tensors]
-    joined = iter(_joined([*compress(tensors, small)]))
-    return [
-        next(joined) if is_small else tensor.cpu().contiguous()
-        for tensor, is_small in zip(tensors, small, strict=True)
-    ]
-
-
-def _joined(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    if not tensors:
-        return []
-    pieces = list[torch.Tensor]()
-    for tensor in tensors:
-        piece = tensor.reshape(-1).view(torch.uint8)
-        pieces += [piece, piece.new_zeros(-len(piece) % ALIGNMENT)]
-    sizes = [len(piece) for piece in pieces]
-    together = torch.cat(pieces).cpu().split(sizes)[::2]
-    return [
-        piece.view(tensor.dtype).view(tensor.shape)
-        for piece, tensor in zip(together, tensors, strict=True)
-    ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from support.counted_device import DEVICE, counted_waits
 
 from ders_core.analysis import head as heads
 from ders_core.analysis.head import HEAD, PRODUCTS, head
@@ -88,6 +89,23 @@ def test_values_are_as_near_as_is_said(sigma: np.ndarray, share: float, turned: 
     rounding = ORTHOGONAL * wanted[0]
     assert (values - wanted).max() < rounding  # they come from below
     assert (wanted - values <= share * wanted + rounding).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        *(("rank 5", STANDS_OUT), ("falls by half in 3", STANDS_OUT), ("24", STANDS_OUT)),
+        *(("noise", ABOUT), ("one giant", ABOUT)),
+    ],
+)
+def test_a_device_is_not_asked_what_is_orthogonal(name: str, share: float) -> None:
+    """Where rounding leaves nothing but itself, its vectors are zeros."""
+    matrix, wanted = matrix_of((STANDING_OUT | HARDER)[name]), (STANDING_OUT | HARDER)[name][:HEAD]
+    with counted_waits() as counted:
+        values = head(matrix.to(DEVICE))
+    assert counted.total() <= PRODUCTS
+    assert (values - wanted).max() < ORTHOGONAL * wanted[0]
+    assert (wanted - values <= share * wanted + ORTHOGONAL * wanted[0]).all()
 
 
 @pytest.mark.parametrize(

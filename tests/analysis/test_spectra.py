@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ders_core.analysis import Analysis, rank_for_energy, spectra
+from ders_core.analysis import Analysis, deltas, rank_for_energy, spectra
 from ders_core.analysis.spectra import POINTS, singular_values, spectrum
 from ders_core.compute import threads
 from ders_core.decompose.averages import around_mean
@@ -68,7 +68,7 @@ def test_threads_hold_as_many_deltas_as_fit(
         borrowed.append(dtype)
         yield torch.empty(shape, dtype=dtype)
 
-    monkeypatch.setattr(spectra, "borrow", borrow)
+    monkeypatch.setattr(deltas, "borrow", borrow)
     held = out * width * (values.dtype.itemsize + torch.float32.itemsize)
     monkeypatch.setattr(threads, "WORKING_BYTES", fitting * held)
     with threads.threads_of_torch(16):

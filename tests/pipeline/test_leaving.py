@@ -32,7 +32,6 @@ from ders_core.pipeline import leaving
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.encoder import Encoder, Encoding
 from ders_core.pipeline.knowledge import EncodedExpert, Knowledge
-from ders_core.pipeline.leaving import bring_together
 from ders_core.pipeline.plan import base_form
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe
@@ -326,28 +325,3 @@ def test_an_expert_that_is_not_finite_is_named(place: Path, tmp_path: Path) -> N
             done.append(number)
     assert done == [0, 1]
     assert counted.total() == 0
-
-
-@pytest.mark.parametrize("large", [leaving.LARGE, 24, 1])
-def test_tensors_of_any_dtype_come_as_they_were(
-    large: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """large: bytes from which on they come alone."""
-    monkeypatch.setattr(leaving, "LARGE", large)
-    tensors = [
-        torch.arange(5, dtype=torch.uint8),
-        torch.tensor(2.5, dtype=torch.float64),
-        torch.empty(0, 3),
-        torch.randn(4, 6).t(),
-        torch.tensor([True, False, True]),
-        torch.randn(3, 5).bfloat16(),
-    ]
-    with counted_waits() as counted:
-        together = bring_together([tensor.to(DEVICE) for tensor in tensors])
-    is_large = [tensor.nbytes >= large for tensor in tensors]
-    assert counted.total() == sum(is_large) + (not all(is_large))
-    for brought, tensor in zip(together, tensors, strict=True):
-        assert brought.dtype == tensor.dtype
-        assert brought.is_contiguous()
-        assert torch.equal(brought, tensor)
-    assert bring_together([]) == []

@@ -23,20 +23,21 @@ from ders_core.compute import threads
 
 DEVICE = torch.device("meta")
 SCALARS = ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
+LOOKED_AT = ("aten::allclose", "aten::multinomial", "aten::mode")
 SIZED = (
-    "aten::nonzero",
-    "aten::masked_select",
-    "aten::_unique2",
-    "aten::unique_consecutive",
-    "aten::bincount",
+    *("aten::nonzero", "aten::nonzero_numpy", "aten::masked_select", "aten::bincount"),
+    *("aten::_unique", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"),
+    *("aten::unique_dim_consecutive", "aten::argwhere", "aten::one_hot", "aten::_to_sparse"),
 )
 SOLVERS = (
     *("eig", "eigh", "eigvals", "eigvalsh", "svd", "svdvals", "cholesky", "inv", "solve"),
-    *("lstsq", "pinv", "matrix_rank", "det", "slogdet"),
+    *("lu_factor", "ldl_factor", "lstsq", "pinv", "matrix_rank", "matrix_exp"),
 )
 CHECKED = {f"aten::{mark}linalg_{name}" for name in SOLVERS for mark in ("", "_")}
-"""Of `torch.linalg`, what looks on the host whether it went well. On a GPU, factors of Cholesky and
-LU by functions in `_ex` do not unless they are told to, nor do QR and triangular solvers."""
+CHECKED |= {"aten::inverse", "aten::cholesky", "aten::cholesky_inverse"}
+"""Of linear algebra, what looks on the host whether it went well. On a GPU, factors of Cholesky and
+LU by functions in `_ex` do not unless they are told to, nor do QR, determinants and triangular
+solvers."""
 
 SHAPED_AS = ("aten::expand_as", "aten::view_as", "aten::reshape_as")
 """What stays where it is, wherever the tensor is whose shape it gets."""
@@ -99,14 +100,17 @@ class _Waits(TorchDispatchMode):
         used = args[:1] if name in SHAPED_AS else (args, kwargs)
         far = [each for each in tree_leaves(used) if isinstance(each, Far)]
         place = arguments.get("device")
+        _check_seen(name, used)
         if far and name not in COPIES:
             _check_together(name, arguments)
         stays = bool(far) if place is None else torch.device(place) == DEVICE
         if name == "aten::copy_":
             stays = isinstance(args[0], Far)
         is_sized = name in SIZED or _masks(name, arguments) or _repeats(name, arguments)
+        is_sized |= name == "aten::where" and len(arguments) == 1  # the places of a condition
         is_checked = name in CHECKED or arguments.get("check_errors", False)
-        if far and (not stays or name in SCALARS or is_sized or is_checked):
+        is_looked_at = name in (*SCALARS, *LOOKED_AT) or _spans(name, arguments)
+        if far and (not stays or is_looked_at or is_sized or is_checked):
             self.counted[name] += 1
         if stays and _is_sent(name, arguments) and not arguments.get("non_blocking"):
             self.counted.sent[name] += 1
@@ -127,6 +131,14 @@ class _Waits(TorchDispatchMode):
             return known[id(near)] if id(near) in known else Far(near)
 
         return tree_map_only(torch.Tensor, far_of, result)
+
+
+def _check_seen(name: str, used: Any) -> None:
+    """Raise an error for a tensor that is on the device and not of it, and whose values nobody has:
+    torch makes such a one where no mode sees it, of a list that indexes a tensor."""
+    tensors = [each for each in tree_leaves(used) if isinstance(each, torch.Tensor)]
+    if any(each.device == DEVICE and not isinstance(each, Far) for each in tensors):
+        raise RuntimeError(f"a tensor was made on the device without being sent there: {name}")
 
 
 def _check_together(name: str, arguments: dict[str, Any]) -> None:
@@ -157,6 +169,11 @@ def _near(arguments: Any) -> list[torch.Tensor]:
 def _indices(name: str, arguments: dict[str, Any]) -> Any:
     """Of `[...]`; None for other operations."""
     return arguments.get("indices") if "index" in name else None
+
+
+def _spans(name: str, arguments: dict[str, Any]) -> bool:
+    """Whether it asks for the least and the largest value, to know where its bins lie."""
+    return name == "aten::histc" and arguments.get("min", 0) == arguments.get("max", 0)
 
 
 def _repeats(name: str, arguments: dict[str, Any]) -> bool:
