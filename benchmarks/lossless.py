@@ -6,9 +6,11 @@
 - `zlib`: level 1, the baseline.
 
 MB of the original in a second of processor time, encoding and decoding, files read and written too
-(ours checks sums as well); beside them the share of the bytes that is left. Each is run twice, and
-its faster run is told. What comes back is compared bit for bit.
-Run: `python benchmarks/lossless.py CHECKPOINT...`, each with one weight file.
+(ours checks sums as well); beside them the share of the bytes that is left. Each is run on one
+thread, so that this is the rate of a core, several times, and its faster run is told. What comes
+back is compared bit for bit.
+Run: `python benchmarks/lossless.py CHECKPOINT...`, each with one weight file; or of models that it
+makes in WORK: `python benchmarks/lossless.py --model demo --model upcycled --work WORK`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from lossless_models import MODELS
 from safetensors import safe_open
 
 import ders_core
@@ -39,7 +42,7 @@ from ders_core.compute.device import device_label
 PIECE = 1 << 22
 """Bytes that zlib takes at a time."""
 
-REPEATS = 2
+REPEATS = 3
 
 Work = Callable[[Path, Path], object]
 
@@ -154,17 +157,23 @@ def check_same(tool: Tool, one: Path, other: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("checkpoints", nargs="*", type=Path)
+    parser.add_argument("--model", action="append", default=[], choices=MODELS, help="make it")
+    parser.add_argument("--work", type=Path, help="directory of the models that are made")
     given = parser.parse_args()
+    if not (given.checkpoints or given.model) or (given.model and given.work is None):
+        parser.error("give checkpoints, or --model with --work")
     torch.set_num_threads(1)
+    made = {name: MODELS[name](given.work) for name in given.model}
+    checkpoints = [(path.name, path) for path in given.checkpoints] + list(made.items())
     print(
         f"ders-studio {ders_core.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {device_label(torch.device('cpu'))}"
     )
-    for checkpoint in given.checkpoints:
+    for name, checkpoint in checkpoints:
         source = weight_file(checkpoint)
         total = source.stat().st_size
-        print(f"\n{checkpoint.name}: {total / 1e6:.1f} MB of weights")
+        print(f"\n{name}: {total / 1e6:.1f} MB of weights")
         print(f"{'':20}{'left':>8}{'encode MB/s':>13}{'decode MB/s':>13}")
         for tool in tools(checkpoint):
             with tempfile.TemporaryDirectory() as place:

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from support.codec_support import context, gauss
 
 from ders_core.codecs import Lossless
-from ders_core.codecs.coding import differences
+from ders_core.codecs.coding import difference_stream, differences, rans
+from ders_core.codecs.lossless import CODED
 from ders_core.codecs.testing.inputs import DTYPES
 from ders_core.codecs.testing.packing import check_promise
 from ders_core.compute import kernels
+from ders_core.compute.kernels import rans_rounds
 from ders_core.errors import CodecError
 
 INTEGERS = {2: torch.int16, 4: torch.int32}
@@ -127,6 +129,10 @@ def test_loops_write_the_same_bytes_over_several_pieces(
     assert torch.equal(packed(weight, base), whole)
 
 
+def test_rounds_know_the_bits_of_usual_tables() -> None:
+    assert rans_rounds.USUAL_BITS == rans.BITS
+
+
 def read_as_the_page_says(stream: bytes, base: torch.Tensor) -> list[int]:
     """docs/format.md in Python's integers: the bits of bfloat16 weights, signed."""
     data = iter(stream)
@@ -213,14 +219,42 @@ def test_streams_are_as_the_page_says() -> None:
     assert read_as_the_page_says(stream, base) == bits_of(weight).flatten().tolist()
 
 
-@settings(max_examples=100, deadline=None)
-@given(place=st.integers(0, 10**6), flip=st.integers(1, 255), cut=st.booleans())
-def test_damaged_streams_are_refused_or_read_as_others(place: int, flip: int, cut: bool) -> None:
+@pytest.mark.parametrize("lanes_log2", [0, 3, 4, 6])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounds_of_few_and_many_lanes_read_the_same(dtype: torch.dtype, lanes_log2: int) -> None:
+    """Each way in which loops read: with symbols in several rounds, the last of which is not whole;
+    by numpy too; with low bits of few and of all weights, rare differences and far ones."""
+    base = gauss((31, 67), 0, 0.02).to(dtype)
+    weight = (base.float() + gauss((31, 67), 1, 0.0006)).to(dtype)
+    weight[::7, ::30] *= -3e4
+    codec, model_context = Lossless(), context(dtype)
+    for start in (base, torch.zeros_like(base)):
+        with patch.object(difference_stream, "lanes_log2_of", return_value=lanes_log2):
+            parts = codec.pack(weight, start, model_context)
+        assert int(parts["stream"][0]) == CODED
+        for compiled in (True, False):
+            with patch("ders_core.compute.kernels._installed", return_value=compiled):
+                decoded = codec.unpack(parts, start, model_context)
+            assert torch.equal(bits_of(decoded), bits_of(weight))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    place=st.integers(0, 10**6),
+    flip=st.integers(1, 255),
+    cut=st.booleans(),
+    lanes_log2=st.sampled_from([0, 2, 5]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_damaged_streams_are_refused_or_read_as_others(
+    place: int, flip: int, cut: bool, lanes_log2: int, dtype: torch.dtype
+) -> None:
     """By loops and by numpy alike: the same weights, or a refusal of both."""
-    base = gauss((20, 30), 0, 0.02).bfloat16()
-    weight = (base.float() + gauss((20, 30), 1, 0.0006)).bfloat16()
-    codec, model_context = Lossless(), context(torch.bfloat16)
-    stream = codec.pack(weight, base, model_context)["stream"].clone()
+    base = gauss((20, 30), 0, 0.02).to(dtype)
+    weight = (base.float() + gauss((20, 30), 1, 0.0006)).to(dtype)
+    codec, model_context = Lossless(), context(dtype)
+    with patch.object(difference_stream, "lanes_log2_of", return_value=lanes_log2):
+        stream = codec.pack(weight, base, model_context)["stream"].clone()
     at = place % len(stream)
     if cut:
         stream = stream[:at]

@@ -12,6 +12,13 @@ from ders_core.compute import kernels
 from ders_core.compute.pieces import pieces
 from ders_core.later import np
 
+MOST_NARROW = 16
+"""Low bits with which differences of 16-bit floats have room in 32 bits, those that are none too.
+"""
+
+LARGEST = 1 << 40
+"""A difference so large counts no float, and is no larger with low bits."""
+
 
 @dataclass(frozen=True)
 class Coded:
@@ -35,8 +42,11 @@ def read_onto(base: Base, coded: Coded, popper: Popper, weight: np.ndarray) -> N
 
     usual = tables.usual.slots, tables.usual.info, tables.uppers, tables.usual.bits
     rare = tables.rare.slots, tables.rare.info, tables.rare_uppers, tables.rare.bits
-    noise = np.zeros(-(-coded.noise.size // 4) + 2, dtype="<u4")
+    block = float_differences.BLOCK
+    noise = np.empty(-(-coded.noise.size // 4) + 3 + block, dtype="<u4")
     noise.view(np.uint8)[: coded.noise.size] = coded.noise
+    is_narrow = weight.itemsize == 2 and tables.lows.max() <= MOST_NARROW
+    room = np.empty((3, block), np.int32 if is_narrow else np.int64)
     far = np.append(coded.far, 0)
     ends = np.zeros(3, dtype=np.int64)
 
@@ -44,7 +54,7 @@ def read_onto(base: Base, coded: Coded, popper: Popper, weight: np.ndarray) -> N
         places = states, words, begin, end
         arrays = tables.lows, far, noise, weight, ends
         at: int = float_differences.read(
-            base.bits, *base.numbers, *usual, *rare, *places, PIECE, *arrays
+            base.bits, base.numbers, *usual, *rare, *places, PIECE, room, *arrays
         )
         return at
 
@@ -70,7 +80,8 @@ def _read_plainly(base: Base, coded: Coded, popper: Popper, weight: np.ndarray) 
         end = noise_bits + int(lows.sum())
         if len(far) < len(outside) or end > 8 * coded.noise.size or (uppers == NONE).any():
             raise damaged()
-        uppers[outside] = far << lows[outside]
+        most = LARGEST >> lows[outside]
+        uppers[outside] = np.clip(far, -most, most) << lows[outside]
         far_count += len(outside)
         bits = np.unpackbits(coded.noise[noise_bits // 8 : -(-end // 8)], bitorder="little")
         bits = bits[noise_bits % 8 :][: end - noise_bits]

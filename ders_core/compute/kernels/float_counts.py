@@ -10,6 +10,8 @@ than 2^COUNT_BITS − 1 of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ders_core.compute.kernels.loop import loop, part_apart
@@ -21,20 +23,37 @@ COUNT_BITS = 11
 """Below a sum in one number: of how many it is."""
 
 Numbers = tuple[int, int, int, int, int]
+Fill = Callable[[np.ndarray, int, int, int, np.ndarray], None]
+
+
+def contexts_below(fraction: int) -> Fill:
+    """A part that fills contexts, uint8, of bases, with so many bits below their exponent: a shift
+    by a constant needs no more bits than the base has, and processors work on several at once."""
+
+    @part_apart
+    def fill(base: np.ndarray, mask: int, top: int, last: int, contexts: np.ndarray) -> None:
+        narrow = base.dtype.type
+        kept, most, few = narrow(mask), narrow(top), narrow(last)
+        for place in range(base.size):
+            exponent = narrow(narrow(base[place] >> fraction) & kept)
+            contexts[place] = np.uint8(min(narrow(most - exponent), few))
+
+    return fill
+
+
+of_bfloat16, of_float16, of_float32 = (contexts_below(fraction) for fraction in (7, 10, 23))
 
 
 @part_apart
-def ordered(bits: np.signedinteger, half: int) -> int:
-    """Counts floats in their order; −0 comes just before 0."""
-    number = int(np.int64(bits))
-    return -half - 1 - number if number < 0 else number
-
-
-@part_apart
-def context_of(bits: np.signedinteger, fraction: int, mask: int, top: int, last: int) -> np.uint8:
-    """The context of a base."""
-    exponent = np.int32(np.int32(bits) >> np.int32(fraction)) & np.int32(mask)
-    return np.uint8(min(np.int32(np.int32(top) - exponent), np.int32(last)))
+def contexts_of(base: np.ndarray, numbers: Numbers, contexts: np.ndarray) -> None:
+    """Fill contexts, uint8."""
+    _, fraction, mask, top, last = numbers
+    if fraction == 7:
+        of_bfloat16(base, mask, top, last, contexts)
+    elif fraction == 10:
+        of_float16(base, mask, top, last, contexts)
+    else:
+        of_float32(base, mask, top, last, contexts)
 
 
 @loop
@@ -56,17 +75,14 @@ def compare(
     differences: np.ndarray,
 ) -> None:
     """Fill contexts, uint8, and differences, which are as wide as their room is: processors work
-    on several at once."""
+    on several at once. Floats are counted in their order; −0 comes just before 0."""
+    contexts_of(base, numbers, contexts)
     wide = differences.dtype.type
-    half, fraction, mask = wide(numbers[0]), wide(numbers[1]), wide(numbers[2])
-    top, last, signs = wide(numbers[3]), wide(numbers[4]), wide(8 * differences.itemsize - 1)
+    below, zero = wide(-numbers[0] - 1), wide(0)
     for place in range(base.size):
         start, ours = wide(base[place]), wide(weight[place])
-        exponent = wide(wide(start >> fraction) & mask)
-        contexts[place] = np.uint8(min(wide(top - exponent), last))
-        is_below, is_negative = wide(start >> signs), wide(ours >> signs)  # −1 or 0
-        first = wide(wide(start ^ is_below) - wide(half & is_below))
-        second = wide(wide(ours ^ is_negative) - wide(half & is_negative))
+        first = start if start >= zero else wide(below - start)
+        second = ours if ours >= zero else wide(below - ours)
         differences[place] = wide(second - first)
 
 
