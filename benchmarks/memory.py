@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import ders_core
-from ders_core.codecs.codec import WORKING_BYTES
+from ders_core.codecs.needed_memory import WORKING_BYTES
 from ders_core.compute import threads
 from ders_core.files.writer import write_tensors
 from ders_core.pipeline.compress import compress

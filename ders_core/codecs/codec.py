@@ -11,7 +11,6 @@ pages and predictions ask the class; `ders_core.codecs.testing` checks it.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.encode_context import EncodeContext as EncodeContext
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.needed_memory import NeededMemory
 from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
@@ -47,14 +47,8 @@ Need = Literal["nothing", "inputs", "gradients"]
 NEEDS: tuple[Need, ...] = ("nothing", "inputs", "gradients")
 """From the least to the most."""
 
-PIECES_BYTES = 1 << 23
-"""Of pieces that fit into a processor's cache, and their like, while an expert is encoded."""
 
-WORKING_BYTES = 10
-"""A weight, that most codecs hold at most while they encode."""
-
-
-class Codec(BaseModel, ABC):
+class Codec(NeededMemory, BaseModel, ABC):
     """Base of all codecs; a subclass declares its parameters as fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,9 +65,6 @@ class Codec(BaseModel, ABC):
     """Whether Ŵ is W, bit for bit, whatever the weights and the parameters are."""
     menu_place: ClassVar[int] = 100
     """The place of its choices in a menu: the lowest come first, equals by name."""
-    use_of_calibration: ClassVar[str] = ""
-    """What it does with second moments, such as "weighs entries by their inputs"; empty: it
-    ignores them."""
     examples: ClassVar[tuple[Mapping[str, Any], ...]]
     """Parameters of a few codecs of this class, which together reach all of its code."""
 
@@ -162,24 +153,6 @@ class Codec(BaseModel, ABC):
     @abstractmethod
     def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         """The tensors that one expert's weight `[out, in]` will take."""
-
-    def working_bytes(self, shape: tuple[int, int]) -> int:
-        """What encoding one expert `[out, in]` holds at most, its weight in 16 bits among it: that
-        decides how many experts threads encode at once."""
-        return WORKING_BYTES * math.prod(shape)
-
-    def beside_bytes(self, shape: tuple[int, int]) -> int:
-        """What encoding one expert `[out, in]` holds at most beside its weight and its base,
-        without a calibration: that decides how many experts of a group are held meanwhile."""
-        return self.working_bytes(shape) - 2 * math.prod(shape)
-
-    def calibrated_bytes(self, shape: tuple[int, int], *, is_full: bool) -> int:
-        """The same with second moments of inputs, `[in, in]` if full, else diagonal: and Ŵ."""
-        return self.working_bytes(shape)
-
-    def shared_bytes(self, width: int) -> int:
-        """Of full moments, for all experts together: a factor, and two matrices in float64."""
-        return 20 * width**2 if self.use_of_calibration else 0
 
     def remark(self, shape: tuple[int, int]) -> str:
         """What it does otherwise than it was asked, for weights `[out, in]`; usually nothing."""

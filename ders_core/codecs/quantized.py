@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import (
-    PIECES_BYTES,
     Codec,
     DeltaCodec,
     EncodeContext,
@@ -36,6 +35,7 @@ from ders_core.codecs.fitting.stored_scales import lines_of
 from ders_core.codecs.fitting.tunable_codes import tunable_codes
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.needed_memory import PIECES_BYTES
 from ders_core.codecs.plain_fields import omit_defaults
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import PIECES_BYTES, Codec, DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.block_draws import most_apart
 from ders_core.codecs.coding.patterns import parse_pattern
 from ders_core.codecs.coding.positions import POSITION_FORMS
@@ -27,6 +27,7 @@ from ders_core.codecs.gain import (
 )
 from ders_core.codecs.held_entries import MOST_APART, HeldEntries, drawn_by_row
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.needed_memory import PIECES_BYTES
 from ders_core.codecs.plain_fields import omit_defaults
 from ders_core.codecs.selection.drawn import RandomSelection, WholeSelection
 from ders_core.codecs.selection.pattern import PatternSelection
@@ -124,7 +125,6 @@ class Sparse(DeltaCodec):
     positions: Literal["shortest", "fixed"] = Field(
         default="shortest", description="fixed: in a form whose bytes are known beforehand"
     )
-
     draws: Literal["blocks", "matrix"] = Field(
         default="blocks", description="random: in blocks of the matrix, or over all of it at once"
     )
@@ -279,8 +279,8 @@ class Sparse(DeltaCodec):
 
     def beside_bytes(self, shape: tuple[int, int]) -> int:
         """Of entries drawn in blocks, and values as they are: these in float32, parts, and rows."""
-        drawn = self.method == "random" and self.draws == "blocks" and self.pattern is None
-        if not drawn or self.value_bits is not None or self._scaling != "unbiased":
+        is_plain = self.value_bits is None and self._scaling == "unbiased" and self.pattern is None
+        if not is_plain or self.method != "random" or self.draws != "blocks":
             return super().beside_bytes(shape)
         return PIECES_BYTES + 6 * self.kept(shape) + 4 * self.rows_at_once
 
