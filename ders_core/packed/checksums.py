@@ -8,6 +8,7 @@ from contextlib import closing
 
 from ders_core.compute.pools import cores, in_order
 from ders_core.files.checksum import checksum
+from ders_core.files.cold_reads import as_here
 from ders_core.files.tensor import TensorReader
 
 
@@ -20,6 +21,6 @@ def checksums(tensors: Sequence[TensorReader]) -> Iterator[tuple[TensorReader, s
         return
     with (
         ThreadPoolExecutor(count, "checksum") as pool,
-        closing(in_order(pool, checksum, tensors, 2 * count)) as found,
+        closing(in_order(pool, as_here(checksum), tensors, 2 * count)) as found,
     ):
         yield from zip(tensors, found, strict=True)

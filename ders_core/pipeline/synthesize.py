@@ -16,6 +16,7 @@ from ders_core.compute.pools import in_order
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.threads import side_by_side, threads_for
 from ders_core.errors import CheckpointError
+from ders_core.files.cold_reads import as_here, reading_once
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import index_name
 from ders_core.files.output import new_target, output_directory
@@ -36,6 +37,7 @@ from ders_core.pipeline.original_form import OriginalForm
 
 @unchanged_inputs()
 @memory_is_reused()
+@reading_once()  # to be checked and to be decoded, but that is a part of what is written
 def synthesize(
     packed: str | Path,
     out: str | Path,
@@ -96,6 +98,7 @@ def write_original(
                 for piece in islice(flow, assembled[name].pieces):
                     form.check(name, piece)
                     yield from counted(tensor_bytes(piece), meter.advance, f"writing {file}")
+                    del piece  # its memory is for what is made while the next one is waited for
 
             metadata = source.manifest.source.metadata.get(file, NO_METADATA)
             checksums |= write_file(directory / file, specs, read, metadata)
@@ -128,6 +131,6 @@ def _pieces(assembler: Assembler, names: Sequence[str], device: str) -> Generato
 
     with (
         side_by_side(where, count) as pool,
-        closing(in_order(pool, synthesized, tasks, count + 1)) as made,
+        closing(in_order(pool, as_here(synthesized), tasks, count)) as made,
     ):
         yield from tensors_on_cpu(made)
