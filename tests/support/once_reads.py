@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 
-from ders_core.files import cold_reads, tensor
+from ders_core.files import cold_reads
+from ders_core.files.cold_reads import fill
 
 
 def noted_reads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """A list that gets, for each read of a tensor's bytes from now on, whether the thread that
     reads is within `reading_once`."""
-    seen, fill = list[bool](), tensor.fill
+    seen = list[bool]()
 
     def noted(*where: Any) -> None:
         seen.append(cold_reads._reader.reads_once)
         fill(*where)
 
-    monkeypatch.setattr(tensor, "fill", noted)
+    monkeypatch.setattr("ders_core.files.tensor.fill", noted)
     return seen
