@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.decompose.clusters import Clusters
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
+from ders_core.files.cold_reads import reading_once
 from ders_core.files.inputs import Held, held_files, same_inputs, unchanged_inputs
 from ders_core.later import np, pd
 from ders_core.packed.open import open_checkpoint
@@ -134,19 +136,20 @@ def analyze_group(task: AnalyzeTask) -> GroupTables:
         checkpoint.store.hold()
         group = checkpoint.group(task.layer, task.projection)
         stored = group.as_it_lies()  # perhaps transposed, which is quicker to read
-        base = fresh(stored.shape[1:], group.dtype.torch, task.device)
-        kept = spectra = None
-        nbytes = math.prod(stored.shape) * group.dtype.itemsize
-        if task.spectra != "none" and nbytes <= KEPT_BYTES:
-            kept = fresh(stored.shape, group.dtype.torch, task.device)
-        statistics = group_statistics(stored, task.device, base, kept)
-        if stored is not group:
-            statistics = statistics.transposed()
-        if task.ahead:
-            checkpoint.group(*task.ahead).read_ahead()
+        base = kept = spectra = None
         if task.spectra != "none":
+            base = fresh(stored.shape[1:], group.dtype.torch, task.device)
+            if math.prod(stored.shape) * group.dtype.itemsize <= KEPT_BYTES:
+                kept = fresh(stored.shape, group.dtype.torch, task.device)
+        with reading_once() if base is None or kept is not None else nullcontext():
+            statistics = group_statistics(stored, task.device, base, kept)
+            if task.ahead:
+                checkpoint.group(*task.ahead).read_ahead()
+        if base is not None:
             norms = statistics.norm_delta
             spectra = group_spectra(stored, base, norms, task.spectra, kept)
+        if stored is not group:
+            statistics = statistics.transposed()
     return GroupTables(*group.key, group.nbytes, _rows(group, statistics, spectra))
 
 

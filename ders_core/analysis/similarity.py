@@ -11,19 +11,29 @@ deltas is multiplied in float64 too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from ders_core.analysis.chunk_sums import ChunkSums, Workspace, count_bins, is_finite
 from ders_core.analysis.dwarfs import corrected
 from ders_core.checkpoint import ExpertGroup
-from ders_core.checkpoint.streaming import slabs
+from ders_core.checkpoint.held import is_plain
+from ders_core.checkpoint.streaming import SLAB_BYTES, of_slabs, slab_rows, slabs
 from ders_core.compute.brought import bring_together
 from ders_core.compute.pieces import pieces
-from ders_core.compute.threads import side_by_side
+from ders_core.compute.threads import available_threads, one_thread, side_by_side
 from ders_core.decompose.clusters import check_finite, not_finite
 from ders_core.later import np, torch
 
+R = TypeVar("R")
+
 BINS = 128
+READ_BYTES = 1 << 24
+"""Of all experts, what one thread reads and works on at a time: a disk still gives it quickly, and
+little memory is touched for the first time."""
+
 REACH = 8.0
 """The histogram spans ± this many standard deviations; values beyond are in the outermost bins."""
 
@@ -78,28 +88,55 @@ def group_statistics(
     totals = _Totals(group.shape, where)
     every = max(1, experts * out * width // SAMPLE_VALUES)
     workspace = Workspace(group.shape, group.dtype.torch, where, every)
-    with side_by_side(where) as pool:
-        for rows, weights in slabs(group, where):
-            parts = list(pieces(rows.stop - rows.start, workspace.step))
-            if kept is not None:
-                kept[:, rows] = weights
 
-            def work(
-                part: slice, first: int = rows.start, weights: torch.Tensor = weights
-            ) -> ChunkSums:
-                return workspace.sums(first, weights, part)
+    def work(first: int, weights: torch.Tensor, part: slice) -> tuple[slice, ChunkSums]:
+        """Of some rows of a piece of the group, whose first row has that number."""
+        chunk = slice(first + part.start, first + part.stop)
+        if kept is not None:
+            kept[:, chunk] = weights[:, part]
+        sums = workspace.sums(first, weights, part)
+        if where.type == "cpu" and not is_finite(sums):
+            check_finite(group, weights[:, part].flatten(1))
+        if base is not None:
+            base[chunk] = sums.base
+        return chunk, sums
 
-            for part, sums in zip(parts, pool.map(work, parts), strict=True):
-                if where.type == "cpu" and not is_finite(sums):
-                    check_finite(group, weights[:, part].flatten(1))
-                chunk = slice(rows.start + part.start, rows.start + part.stop)
-                totals.add(chunk, sums)
-                if base is not None:
-                    base[chunk] = sums.base
+    with one_thread():  # others of torch would wait busily, and take the processor from those here
+        for chunk, sums in _each_chunk(group, where, workspace.step, work):
+            totals.add(chunk, sums)
     totals.bring()
     if not bool(totals.finite.all()):
         raise not_finite(group, int(totals.finite.long().argmin()))
     return corrected(totals.finish(), group, where)
+
+
+def _each_chunk(
+    group: ExpertGroup,
+    device: torch.device,
+    step: int,
+    work: Callable[[int, torch.Tensor, slice], R],
+) -> Iterator[R]:
+    """`work(first row, weights [K, rows, in], part)` of each chunk of a group, in order, by several
+    threads. Chunks are parts of `step` rows of those of `slabs`, however the group is read: what
+    lies in local files by each thread for itself, into little memory, which stays in cache."""
+    if device.type != "cpu" or not is_plain(group):
+        with side_by_side(device) as pool:
+            for rows, weights in slabs(group, device):
+                use = partial(work, rows.start, weights)
+                yield from pool.map(use, pieces(rows.stop - rows.start, step))
+        return
+
+    def each(rows: slice, weights: torch.Tensor) -> list[R]:
+        return [work(rows.start, weights, part) for part in pieces(rows.stop - rows.start, step)]
+
+    at_once = max(1, slab_rows(group, READ_BYTES) // step) * step
+    parts = [
+        slice(slab.start + part.start, slab.start + part.stop)
+        for slab in pieces(group.shape[1], slab_rows(group, SLAB_BYTES))
+        for part in pieces(slab.stop - slab.start, at_once)
+    ]
+    for found in of_slabs(group, parts, each, available_threads() + 1):
+        yield from found
 
 
 class _Totals:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
@@ -26,6 +26,7 @@ from ders_core.compute.threads import (
     in_this_mode,
     one_thread_each,
 )
+from ders_core.files.cold_reads import as_here
 from ders_core.later import torch
 
 T = TypeVar("T")
@@ -50,8 +51,8 @@ def slabs(
     too early.
     """
     experts, out, width = stack.shape
-    step = max(1, SLAB_BYTES // max(experts * width * stack.dtype.itemsize, 1))
-    rows = [slice(begin, min(begin + step, out)) for begin in range(0, out, step)]
+    step = slab_rows(stack, SLAB_BYTES)
+    rows = list(pieces(out, step))
 
     def fill(lend: Lend, part: slice) -> torch.Tensor:
         shape = (experts, part.stop - part.start, width)
@@ -63,6 +64,12 @@ def slabs(
     return _ahead(rows, fill, shape, stack.dtype.torch, torch.device(device), SLABS)
 
 
+def slab_rows(stack: MatrixStack, nbytes: int) -> int:
+    """How many rows of all matrices take at most so many bytes, at least 1."""
+    experts, _, width = stack.shape
+    return max(1, nbytes // max(experts * width * stack.dtype.itemsize, 1))
+
+
 def each_slab(
     stack: MatrixStack, use: Callable[[slice, torch.Tensor], None], threads: int = 1
 ) -> None:
@@ -71,27 +78,40 @@ def each_slab(
     Several threads do that at once, at most CACHED_SLABS, each from reading on, in any order. use:
     must not keep the weights. Raises CheckpointError, and what `use` raises.
     """
-    experts, out, width = stack.shape
-    step = max(1, CACHED_SLAB_BYTES // max(experts * width * stack.dtype.itemsize, 1))
-    parts = list(pieces(out, step))
-    threads = max(1, min(threads, CACHED_SLABS, len(parts)))
+    parts = list(pieces(stack.shape[1], slab_rows(stack, CACHED_SLAB_BYTES)))
+    for _ in of_slabs(stack, parts, use, min(threads, CACHED_SLABS)):
+        pass
+
+
+def of_slabs(
+    stack: MatrixStack,
+    parts: Sequence[slice],
+    use: Callable[[slice, torch.Tensor], R],
+    threads: int = 1,
+) -> Generator[R, None, None]:
+    """What `use(rows, weights [K, rows, in])` gives for each of these slices of rows, in order; by
+    several threads at once, as of `each_slab`."""
+    experts, _, width = stack.shape
+    most = max(((part.stop - part.start) * experts * width for part in parts), default=0)
+    fitting = SLABS * SLAB_BYTES // max(most * stack.dtype.itemsize, 1)
+    threads = max(1, min(threads, fitting, len(parts)))
     use = in_this_mode(use)
     with ExitStack() as memory, one_thread_each(threads, torch.device("cpu")) as pool:
-        shape, dtype = (experts * min(step, out) * width,), stack.dtype.torch
-        free = deque(memory.enter_context(borrow(shape, dtype)) for _ in range(threads))
+        free = deque(
+            memory.enter_context(borrow((most,), stack.dtype.torch)) for _ in range(threads)
+        )
 
-        def work(part: slice) -> None:
+        def work(part: slice) -> R:
             buffer = free.popleft()
             try:
                 count = part.stop - part.start
                 slab = buffer[: experts * count * width].view(experts, count, width)
                 stack.read_into(slab, part)
-                use(part, slab)
+                return use(part, slab)
             finally:
                 free.append(buffer)
 
-        for _ in in_order(pool, work, parts, 2 * threads):
-            pass
+        yield from in_order(pool, as_here(work), parts, 2 * threads)
 
 
 def matrices(
@@ -195,6 +215,7 @@ def _ahead(
 
     fill: given what lends memory of that shape; returns what holds the piece. count: buffers.
     """
+    fill = as_here(fill)
     make = PinnedBuffer if device.type == "cuda" else PieceBuffer
     waiting = iter(items)
     reading: deque[tuple[T, PieceBuffer, Future[None]]] = deque()

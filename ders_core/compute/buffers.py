@@ -18,6 +18,10 @@ LARGE_BYTES = 1 << 22
 
 ALIGNED_BYTES = 64
 
+STEP_BYTES = 1 << 21
+"""Large memory is taken in such steps, or in eighths of its size where these are smaller, so that
+what is asked for next fits into it if it takes a little more. It is the size of a large page."""
+
 KEPT_BYTES = 1 << 28
 """How much returned memory is kept for the next borrower, at most."""
 
@@ -149,6 +153,9 @@ def _kept(size: int, gone: Callable[[], None] | None = None) -> np.ndarray:
 def _take(size: int) -> np.ndarray:
     """uint8 memory, aligned: the smallest kept block that is large enough, and no more than a
     quarter larger, because it may be held for long; or a new one. Raises MemoryError."""
+    if size >= LARGE_BYTES:
+        step = min(STEP_BYTES, 1 << (size.bit_length() - 4))
+        size = -(-size // step) * step
     with _lock:
         fitting = [free for free in _free if size <= free.size <= size + size // 4]
         if fitting:

@@ -41,6 +41,7 @@ def in_order(
             running.popleft()
             running.extend(pool.submit(function, item) for item in islice(waiting, 1))
             yield result
+            del result  # its memory is free while the next one is waited for
     finally:
         _leave(running)
 

@@ -13,15 +13,19 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ParamSpec, TypeVar
 
 from ders_core.files.desks import BLOCK, desk
 from ders_core.later import np
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 LARGE_BYTES = 512 << 10
 """From here on: below it, disks wait between reads past the cache, and are read ahead within it."""
@@ -66,7 +70,7 @@ _paces: defaultdict[int, _Pace] = defaultdict(_Pace)
 
 
 class _Reader(threading.local):
-    """Whether this thread reads what nobody reads a second time."""
+    """Whether this thread reads what nobody waits to read a second time."""
 
     reads_once = False
 
@@ -76,13 +80,25 @@ _reader = _Reader()
 
 @contextmanager
 def reading_once() -> Iterator[None]:
-    """Within it, this thread reads what is not read again: past the cache, however slow a disk
-    is."""
+    """Within it, this thread reads what is not read again, or is little beside what is written
+    meanwhile: past the cache, however slow a disk is."""
     before, _reader.reads_once = _reader.reads_once, True
     try:
         yield
     finally:
         _reader.reads_once = before
+
+
+def as_here(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, to be called by other threads: within `reading_once` if this thread is now."""
+    if not _reader.reads_once:
+        return function
+
+    def read(*args: P.args, **kwargs: P.kwargs) -> R:
+        with reading_once():
+            return function(*args, **kwargs)
+
+    return read
 
 
 def goes_past_cache(path: Path, nbytes: int) -> bool:
@@ -134,9 +150,17 @@ def _held(file: BinaryIO, begin: int, count: int) -> np.ndarray:
         view = np.frombuffer(mapped, np.uint8)
         place, size = ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(count)
         del view  # what is looked at is not closed
-        if ctypes.CDLL(None).mincore(place, size, ctypes.c_void_p(pages.ctypes.data)):
+        if _mincore()(place, size, ctypes.c_void_p(pages.ctypes.data)):
             pages[:] = 1
     return (pages & 1).astype(bool)
+
+
+@cache
+def _mincore() -> Callable[..., int]:
+    """The system's function; found once, which takes as long as a small read. Raises
+    AttributeError where there is none."""
+    found: Callable[..., int] = ctypes.CDLL(None).mincore
+    return found
 
 
 def _read_past_cache(path: Path, begin: int, memory: np.ndarray) -> int:

@@ -81,7 +81,7 @@ class TensorReader(Protocol):
     def words(self, offset: int, shape: tuple[int, int], strides: tuple[int, int]) -> np.ndarray:
         """The bits of what `strided` gives, as unsigned integers of an element's size."""
 
-    def raw(self) -> Iterator[bytes]:
+    def raw(self) -> Iterator[bytes | memoryview]:
         """All bytes, in chunks, for copying them unchanged. Raises CheckpointError."""
 
     def sources(self) -> tuple[FileTensor, ...]:
@@ -181,23 +181,22 @@ class FileTensor(NamedTuple):
             "so copy it again"
         )
 
-    def raw(self) -> Iterator[bytes]:
+    def raw(self) -> Iterator[bytes | memoryview]:
         """Raises CheckpointError if the file cannot be read to the tensor's end."""
         if self.is_remote:
             for begin in range(self.begin, self.end, REMOTE_CHUNK_BYTES):
                 yield read_range(self.file, begin, min(begin + REMOTE_CHUNK_BYTES, self.end))
             return
-        with reading(self.file), open(self.file, "rb", buffering=0) as file:
-            file.seek(self.begin)
-            left = self.nbytes
-            while left:
-                chunk = file.read(min(left, CHUNK_BYTES))
-                if not chunk:
+        for begin in range(self.begin, self.end, CHUNK_BYTES):
+            memory = np.empty(min(CHUNK_BYTES, self.end - begin), np.uint8)
+            with reading(self.file):
+                try:
+                    fill(self.file, begin, memory)
+                except EOFError as error:
                     raise CheckpointError(
                         f"{self.file.name} ends inside tensor {self.name!r}; copy the file again"
-                    )
-                left -= len(chunk)
-                yield chunk
+                    ) from error
+            yield memoryview(memory)  # type: ignore[arg-type]
 
     def sources(self) -> tuple[FileTensor, ...]:
         return (self,)

@@ -136,6 +136,7 @@ def write_file(
             digest, count = hashlib.sha256(), 0
             for chunk in _hashed(read(name), digest, pool):
                 count += file.write(chunk)
+                del chunk  # whose memory it is may need it for the next one
             if count != spec.nbytes:
                 raise AssertionError(f"{name}: {count} bytes written, {spec.nbytes} promised")
             checksums[name] = digest.hexdigest()
@@ -156,6 +157,7 @@ def _hashed(
             yield chunk
         finally:
             added.result()
+            del chunk
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -40,7 +40,8 @@ def tensors_on_cpu(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         waiting.append(tensor)
         held += tensor.nbytes
         is_any_there |= tensor.device.type != "cpu"
-        if not is_any_there or held >= AT_ONCE or tensor.nbytes >= LARGE:
+        del tensor  # once it is used, its memory is free while the next one is waited for
+        if not is_any_there or held >= AT_ONCE or waiting[-1].nbytes >= LARGE:
             yield from _emptied(waiting)
             held, is_any_there = 0, False
     yield from _emptied(waiting)

@@ -96,6 +96,7 @@ def write_original(
                 for piece in islice(flow, assembled[name].pieces):
                     form.check(name, piece)
                     yield from counted(tensor_bytes(piece), meter.advance, f"writing {file}")
+                    del piece  # its memory is for what is made while the next one is waited for
 
             metadata = source.manifest.source.metadata.get(file, NO_METADATA)
             checksums |= write_file(directory / file, specs, read, metadata)
@@ -128,6 +129,6 @@ def _pieces(assembler: Assembler, names: Sequence[str], device: str) -> Generato
 
     with (
         side_by_side(where, count) as pool,
-        closing(in_order(pool, synthesized, tasks, count + 1)) as made,
+        closing(in_order(pool, synthesized, tasks, count)) as made,
     ):
         yield from tensors_on_cpu(made)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ders_core.analysis import similarity
 from ders_core.analysis.chunk_sums import ChunkSums, Workspace, count_bins
 from ders_core.analysis.similarity import group_statistics
-from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint import ExpertGroup, streaming
 from ders_core.compute import kernels
 from ders_core.compute.threads import threads_of_torch
 
@@ -97,6 +99,40 @@ def test_threads_do_not_change_a_bit(group_of: MakeGroup, monkeypatch: pytest.Mo
             found.append(group_statistics(group))
     for name, values in vars(found[0]).items():
         np.testing.assert_array_equal(values, getattr(found[1], name), err_msg=name)
+
+
+@pytest.mark.parametrize(("slab", "read"), [(7, 3), (20, 9), (20, 100), (50, 1)])
+def test_how_a_group_is_read_does_not_change_a_bit(
+    group_of: MakeGroup, monkeypatch: pytest.MonkeyPatch, slab: int, read: int
+) -> None:
+    """By threads of their own, or ahead of them; in rows, whatever fits into what."""
+    row = 4 * 300 * 2
+    monkeypatch.setattr("ders_core.analysis.chunk_sums.LOOP_VALUES", 4 * 300 * 2)
+    for module in (similarity, streaming):
+        monkeypatch.setattr(module, "SLAB_BYTES", slab * row)
+    monkeypatch.setattr(similarity, "READ_BYTES", read * row)
+    weights = close_experts((4, 50, 300))
+    group, found = group_of(weights), []
+    for is_read_apart in (True, False):
+        used = list[slice]()
+        monkeypatch.setattr(similarity, "is_plain", lambda _, plain=is_read_apart: plain)
+        monkeypatch.setattr(similarity, "of_slabs", noting(used, streaming.of_slabs))
+        base, kept = torch.empty_like(weights[0]), torch.empty_like(weights)
+        found.append((group_statistics(group, base=base, kept=kept), base, kept))
+        assert torch.equal(kept, weights)
+        assert torch.equal(base, weights.float().mean(0).bfloat16())
+        assert bool(used) == is_read_apart
+        assert not used or [rows.start for rows in used] == [0, *(rows.stop for rows in used[:-1])]
+    for name, values in vars(found[0][0]).items():
+        np.testing.assert_array_equal(values, getattr(found[1][0], name), err_msg=name)
+
+
+def noting(used: list[slice], of_slabs: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
+    def noted(group: ExpertGroup, parts: list[slice], *rest: Any) -> Iterator[Any]:
+        used.extend(parts)
+        return of_slabs(group, parts, *rest)
+
+    return noted
 
 
 def test_bins_are_those_of_torch() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from weakref import ref
 
@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from support.messages import raises_saying
+from support.once_reads import noted_reads
 
 from ders_core.checkpoint import streaming
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, Axes
@@ -28,12 +29,13 @@ from ders_core.checkpoint.streaming import (
     each_matrix,
     each_slab,
     matrices,
+    of_slabs,
     slabs,
 )
 from ders_core.compute import buffers
 from ders_core.compute.threads import each_piece, one_thread, threads_of_torch
 from ders_core.errors import CheckpointError
-from ders_core.files.cold_reads import LARGE_BYTES
+from ders_core.files.cold_reads import LARGE_BYTES, reading_once
 from ders_core.files.header import read_header
 
 BLOCK = Block("model.layers.0.moe", 0, 0, 0, None)
@@ -105,6 +107,41 @@ def test_every_slab_is_used_once_by_any_number_of_threads(
         patch.setattr(streaming, "CACHED_SLAB_BYTES", slab)
         each_slab(group, use, threads)
     assert np.array_equal(seen.numpy(), weights + 1)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_is_made_of_slabs_comes_in_their_order(tmp_path: Path, threads: int) -> None:
+    weights = np.arange(2 * 30 * 3, dtype=np.float32).reshape(2, 30, 3)
+    group = group_of(tmp_path / "a.safetensors", weights)
+    parts = [slice(0, 7), slice(7, 8), slice(8, 20), slice(20, 22), slice(22, 30)]
+
+    def use(rows: slice, values: torch.Tensor) -> tuple[slice, np.ndarray]:
+        time.sleep(0.02 / (1 + rows.start))  # the first ones end last
+        return rows, values.numpy().copy()
+
+    made = list(of_slabs(group, parts, use, threads))
+    assert [rows for rows, _ in made] == parts
+    for rows, values in made:
+        assert np.array_equal(values, weights[:, rows])
+    assert not list(of_slabs(group, [], use, threads))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_read_past_the_cache_where_their_caller_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    group = group_of(tmp_path / "a.safetensors", np.zeros((2, 60, 4), np.float32))
+    monkeypatch.setattr(streaming, "CACHED_SLAB_BYTES", 64)
+    monkeypatch.setattr(streaming, "SLAB_BYTES", 64)
+    seen = noted_reads(monkeypatch)
+    for is_once in (True, False):
+        seen.clear()
+        with reading_once() if is_once else nullcontext():
+            each_slab(group, lambda _, slab: None, threads)
+            for _ in slabs(group):
+                pass
+        assert len(seen) == 120
+        assert set(seen) == {is_once}
 
 
 @pytest.mark.parametrize(("rows", "threads"), [(3, 7), (7, 3)])

@@ -95,6 +95,22 @@ def test_memory_is_used_again_once_nothing_shares_it(monkeypatch: pytest.MonkeyP
     assert fresh((2 * LARGE_BYTES,), torch.uint8).data_ptr() != place  # would leave a third
 
 
+@pytest.mark.parametrize("size", [LARGE_BYTES, 3 * LARGE_BYTES - 4096, 9 * LARGE_BYTES + 1])
+def test_a_little_more_fits_into_the_memory_of_a_little_less(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Parts whose lengths depend on the data differ by little."""
+    monkeypatch.setattr(buffers, "_free", [])
+    places = set()
+    for more in (1, 4000, 2):
+        tensor = fresh((size + more,), torch.uint8)
+        assert tensor.nbytes == size + more
+        places.add(tensor.data_ptr())
+        del tensor
+    assert len(places) == len(buffers._free) == 1
+    assert buffers._free[0].nbytes <= (size + 1) * 9 // 8
+
+
 def test_no_more_is_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "_free", [])
     monkeypatch.setattr(buffers, "KEPT_BYTES", 3 * LARGE_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import mmap
 import os
@@ -17,9 +18,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ders_core.files import cold_reads, desks
-from ders_core.files.cold_reads import fill, goes_past_cache, reading_once
+from ders_core.files import cold_reads, desks, tensor
+from ders_core.files.checksum import checksum
+from ders_core.files.cold_reads import as_here, fill, goes_past_cache, reading_once
 from ders_core.files.desks import BLOCK
+from ders_core.files.dtype import Dtype
+from ders_core.files.spec import TensorSpec
+from ders_core.files.tensor import FileTensor
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no such reads here")
 
@@ -190,6 +195,46 @@ def test_a_slow_disk_is_read_through_the_cache(file: Path, monkeypatch: pytest.M
     for _ in range(4):
         fill(file, 0, memory)
         assert goes_past_cache(file, SIZE)
+
+
+def test_what_is_copied_or_checked_follows_the_same_rule(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All bytes of a tensor, in chunks: past the cache where the disk is quick, or once."""
+    monkeypatch.setattr(tensor, "CHUNK_BYTES", 3 * PAGE + 5)
+    stored = FileTensor("x", TensorSpec(Dtype.U8, (SIZE - 100,)), file, 99, SIZE - 1)
+    wanted, checked = file.read_bytes()[99:-1], hashlib.sha256(file.read_bytes()[99:-1]).hexdigest()
+    monkeypatch.setattr(cold_reads, "_held", lambda _, first, count: np.zeros(99, bool))
+    positions, read = list[int](), os.preadv
+
+    def noted(handle: int, places: list[memoryview], begin: int) -> int:
+        positions.append(begin)
+        return read(handle, places, begin)
+
+    monkeypatch.setattr(os, "preadv", noted)
+    chunks = list(stored.raw())
+    assert [len(chunk) for chunk in chunks[:-1]] == [3 * PAGE + 5] * (len(chunks) - 1)
+    assert b"".join(chunks) == wanted
+    assert len(positions) >= len(chunks)
+    monkeypatch.setattr(cold_reads._Pace, "is_slow", True)
+    positions.clear()
+    assert checksum(stored) == checked
+    assert not positions
+    with reading_once():
+        assert checksum(stored) == checked
+    assert positions
+
+
+def test_other_threads_read_as_the_one_that_hands_them_work() -> None:
+    def seen() -> bool:
+        return cold_reads._reader.reads_once
+
+    with ThreadPoolExecutor(1) as other:
+        with reading_once():
+            assert other.submit(as_here(seen)).result()
+            assert not other.submit(seen).result()
+        assert not other.submit(as_here(seen)).result()
+    assert not seen()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

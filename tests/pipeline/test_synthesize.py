@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from weakref import finalize
 
 import pytest
 import torch
 from support.messages import raises_saying
 
+from ders_core.compute.threads import threads_of_torch
 from ders_core.errors import Cancelled, CheckpointError, OutputError
+from ders_core.packed.assembler import Assembler
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
+from ders_core.pipeline.original_form import OriginalForm
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe, presets
 
@@ -134,6 +139,29 @@ def test_progress_reaches_its_total(packed_dir: Path, tmp_path: Path) -> None:
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert len({total for _, total in seen}) == 1
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_few_pieces_are_in_memory_at_once(
+    packed_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """One that is written, and one for each thread."""
+    alive, most, made = set[int](), 0, Assembler.piece
+
+    def counted(assembler: Assembler, name: str, number: int, device: str) -> torch.Tensor:
+        nonlocal most
+        piece = made(assembler, name, number, device).clone()
+        memory = piece.untyped_storage()
+        alive.add(key := memory.data_ptr())
+        finalize(piece, alive.discard, key)
+        most = max(most, len(alive))
+        return piece
+
+    monkeypatch.setattr(Assembler, "piece", counted)
+    monkeypatch.setattr(OriginalForm, "check", lambda *_: time.sleep(0.02))  # a slow disk
+    with threads_of_torch(threads):
+        synthesize(packed_dir, tmp_path / "out")
+    assert most == threads + 1
 
 
 def test_an_original_is_not_packed(mixtral_dir: Path, tmp_path: Path) -> None:

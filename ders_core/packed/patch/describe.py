@@ -105,7 +105,7 @@ def copy_with_checksum(file: SideFile, directory: Path) -> str:
 
 def reader(
     tensors: Mapping[str, FileTensor], advance: Advance, message: str
-) -> Callable[[str], Iterable[bytes]]:
+) -> Callable[[str], Iterable[bytes | memoryview]]:
     """How `write_file` reads tensors; the bytes are counted."""
     return lambda name: counted(tensors[name].raw(), advance, message)
 
