@@ -13,15 +13,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 from support.messages import raises_saying
 from support.once_reads import noted_reads
+from support.stored_groups import group_of
 
 from ders_core.checkpoint import streaming
-from ders_core.checkpoint.axes import EXPERT, IN, OUT, Axes
-from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.held import held
-from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.checkpoint.piece_buffers import PieceBuffer
 from ders_core.checkpoint.side_by_side import _Free
 from ders_core.checkpoint.streaming import (
@@ -35,23 +32,7 @@ from ders_core.checkpoint.streaming import (
 from ders_core.compute import buffers
 from ders_core.compute.threads import each_piece, one_thread, threads_of_torch
 from ders_core.errors import CheckpointError
-from ders_core.files.cold_reads import LARGE_BYTES, reading_once
-from ders_core.files.header import read_header
-
-BLOCK = Block("model.layers.0.moe", 0, 0, 0, None)
-
-
-def group_of(path: Path, weights: np.ndarray, axes: str = "expert out in") -> ExpertGroup:
-    """`[K, out, in]` saved in one tensor with that order of axes, as a group."""
-    count, out, width = weights.shape
-    order = {EXPERT: 0, OUT: 1, IN: 2}
-    parsed = Axes.parse(axes)
-    laid = weights.transpose([order[axis] for axis in parsed.order])
-    save_file({"x": np.ascontiguousarray(laid)}, path)
-    tensor = read_header(path)[0]["x"]
-    sizes = {EXPERT: count, OUT: out, IN: width}
-    slots = [Slot(parsed, sizes, expert) for expert in range(count)]
-    return ExpertGroup(BLOCK, "up", tuple(Matrix(tensor, slot) for slot in slots))
+from ders_core.files.cold_reads import reading_once
 
 
 @settings(
@@ -356,52 +337,3 @@ def test_a_file_that_ends_too_early_is_told_where_it_is_read(
     for threads in (1, 2):
         with raises_saying(CheckpointError, "a.safetensors", "'x'"):
             list(each_matrix(group, lambda expert, weight: None, threads))
-
-
-def test_all_of_a_group_is_asked_for_ahead_in_pieces_that_the_system_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = np.zeros((2, 300, 200), dtype=np.float32)
-    group = group_of(tmp_path / "a.safetensors", weights)
-    (tensor,), asked = group.matrices[0].info.sources(), list[tuple[int, int]]()
-    is_over = threading.Event()
-
-    def advise(handle: int, begin: int, count: int, advice: int) -> None:
-        asked.append((begin, begin + count))
-        if begin + count == tensor.end:
-            is_over.set()
-
-    monkeypatch.setattr("ders_core.checkpoint.stacks.os.posix_fadvise", advise)
-    group.read_ahead()
-    assert is_over.wait(60)
-    assert [begin for begin, _ in asked] == [tensor.begin, *(end for _, end in asked[:-1])]
-    assert asked[-1][1] == tensor.end
-    assert max(end - begin for begin, end in asked) <= 128 << 10  # what Linux reads for one call
-
-
-def test_what_is_read_past_the_cache_is_not_asked_for_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[threading.Thread] = []
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: begun.append(thread))
-    rows = LARGE_BYTES // 64
-    group_of(tmp_path / "a.safetensors", np.zeros((2, rows, 16), np.float32)).read_ahead()
-    assert not begun
-    group_of(tmp_path / "b.safetensors", np.zeros((2, rows - 1, 16), np.float32)).read_ahead()
-    assert len(begun) == 1
-    lying = np.zeros((2, rows, 16), np.float32)
-    group_of(tmp_path / "c.safetensors", lying, "expert in out").read_ahead()
-    assert len(begun) == 2
-
-
-def test_nothing_is_read_ahead_where_memory_is_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    group = group_of(tmp_path / "a.safetensors", np.zeros((2, 5, 4), np.float32))
-    begun: list[threading.Thread] = []
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: begun.append(thread))
-    for free in (2 * group.nbytes - 1, 2 * group.nbytes):
-        monkeypatch.setattr("ders_core.checkpoint.stacks.free_memory", lambda device, n=free: n)
-        assert not begun
-        group.read_ahead()
-    assert len(begun) == 1
