@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import TypeVar
 
 from ders_core.checkpoint.piece_buffers import Lend, PieceBuffer, PinnedBuffer, Shape
@@ -180,13 +181,19 @@ def _spare(threads: int, device: torch.device) -> int:
 def _helped(
     use: Callable[[int, torch.Tensor], R], idle: IdleThreads | None
 ) -> Callable[[int, torch.Tensor], R]:
-    """`use`, with these threads to help."""
+    """`use`, with these threads to help. No closure: what an error's traceback keeps lets go of
+    functions, and not of what these close over."""
+    return partial(_use_helped, use, idle)
 
-    def helped(number: int, weight: torch.Tensor) -> R:
-        with helped_by(idle):
-            return use(number, weight)
 
-    return helped
+def _use_helped(
+    use: Callable[[int, torch.Tensor], R],
+    idle: IdleThreads | None,
+    number: int,
+    weight: torch.Tensor,
+) -> R:
+    with helped_by(idle):
+        return use(number, weight)
 
 
 def _whole(

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-PIECES_BYTES = 1 << 23
-"""Of pieces that fit into a processor's cache, and their like, while an expert is encoded."""
+PIECES_BYTES = 10 << 20
+"""Of pieces that fit into a processor's cache, and their like, while an expert is encoded; and of
+parts that take their memory in large pages."""
 
 WORKING_BYTES = 10
 """A weight, that most codecs hold at most while they encode."""

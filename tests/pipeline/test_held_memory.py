@@ -98,6 +98,7 @@ def test_all_experts_are_held_in_the_memory_that_was_said(
         most = (EXPERTS + 1) * MATRIX + max(beside, slabs)
         monkeypatch.setattr(holding_module, "MOST_BYTES", most)
         read, before = read_bytes(monkeypatch), buffers._account.in_use
+        monkeypatch.setattr(buffers, "_free", [])  # what is kept may be larger than what is asked
         with buffers.memory_is_reused():
             compress(checkpoint, tmp_path / "held", recipe)
             assert buffers._account.most - before <= most
