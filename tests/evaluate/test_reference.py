@@ -104,7 +104,7 @@ def test_the_precision_follows_the_size_and_the_disk_is_checked(
     with reference_store(most + 1, 1) as store:
         assert store.half
     with (
-        raises_saying(EvaluationError, "4.2 GB", "4 GB", temporary, "TMPDIR"),
+        raises_saying(EvaluationError, "4.20 GB", "4.00 GB", temporary, "TMPDIR"),
         reference_store(2_100_000, 1000),
     ):
         pass

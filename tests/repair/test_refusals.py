@@ -83,7 +83,7 @@ def test_what_was_trained_on_is_not_measured_with(
 
 def test_too_little_memory(run: Repair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: 1_000_000)
-    with raises_saying(EvaluationError, " 1 MB", "memory", "batch"):
+    with raises_saying(EvaluationError, " 1.00 MB", "memory", "batch"):
         run()
     assert nothing_below(tmp_path)
 
