@@ -11,21 +11,29 @@ from collections.abc import Iterable, Sequence
 LEAST_PLAIN = 1e-6
 """Smaller numbers have an exponent, as browsers write them too."""
 
+MORE_DIGITS = 3
+"""Digits before the point that a number may have beyond its significant ones; larger numbers have
+an exponent."""
+
 MORE_DECIMALS = 2
-"""Decimals that small numbers may add to those of the largest one in their column."""
+"""Decimals that small numbers may add to those of the largest one in their column; where they need
+more, each number has its own."""
 
 CONVERSION = re.compile(r"%(\+?)\.(\d)g")
 
 
 def number_text(number: float, digits: int = 3) -> str:
-    """Significant digits, zeros among them: '0.0000580', '18.50' of 4, '1234', '5.80e-7', '0'."""
-    if number == 0 or not math.isfinite(number):
+    """Significant digits, zeros among them: '0.0000580', '1230', '18.50' of 4, '5.80e-7', '1.23e9',
+    '0'."""
+    if number == 0:
+        return "0"
+    if not math.isfinite(number):
         return f"{number:g}"
     rounded = f"{number:.{digits - 1}e}"
-    if abs(number) < LEAST_PLAIN:
-        mantissa, exponent = rounded.split("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{float(rounded):.{decimals(number, digits)}f}"
+    if LEAST_PLAIN <= abs(number) < 10 ** (digits + MORE_DIGITS):
+        return f"{float(rounded):.{decimals(number, digits)}f}"
+    mantissa, exponent = rounded.split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def decimals(number: float, digits: int) -> int:
@@ -34,7 +42,8 @@ def decimals(number: float, digits: int) -> int:
 
 
 def formatted(format: str, number: float) -> str:
-    """As `format % number`, but '%.3g' and the like write as `number_text` does."""
+    """As `format % number`, but '%.3g' and the like write as `number_text` does, and '%+.3g' gives
+    no sign to zero, nor to what is not a number."""
     found = CONVERSION.search(format)
     if found is None:
         return format % number
@@ -44,13 +53,16 @@ def formatted(format: str, number: float) -> str:
 
 def for_column(format: str, numbers: Iterable[float]) -> str:
     """A format in which all numbers of a column have as many decimals: '%.3g' becomes '%.2f' for
-    18.5 and 3.25, so that the smallest has its digits, if the largest does not get too many."""
+    18.5 and 3.25, so that the smallest has its digits. Where the largest would get too many, the
+    format stays, so that no number is shown as zero."""
     found = CONVERSION.search(format)
     sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
     if found is None or not sizes:
         return format
     digits = int(found[2])
-    places = min(decimals(min(sizes), digits), decimals(max(sizes), digits) + MORE_DECIMALS)
+    places = decimals(min(sizes), digits)
+    if places > decimals(max(sizes), digits) + MORE_DECIMALS:
+        return format
     return format.replace(found[0], f"%{found[1]}.{places}f")
 
 

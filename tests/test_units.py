@@ -29,11 +29,16 @@ from ders_core.units import (
         (99.96, 3, "100"),
         (1234.5, 3, "1230"),
         (-0.1, 2, "-0.10"),
+        (48521.3, 4, "48520"),
+        (999_400.0, 3, "999000"),
+        (1e25, 3, "1.00e25"),
+        (-2.5e7, 2, "-2.5e7"),
         (0.0, 3, "0"),
+        (-0.0, 3, "0"),
         (math.inf, 3, "inf"),
     ],
 )
-def test_numbers_keep_their_zeros_and_have_no_exponent(
+def test_numbers_keep_their_zeros_and_only_extreme_ones_have_an_exponent(
     number: float, digits: int, text: str
 ) -> None:
     assert number_text(number, digits) == text
@@ -67,6 +72,8 @@ def test_lines_become_one() -> None:
         ("%+.3g %%", 2.3, "+2.30 %"),
         ("%+.3g %%", -2.3, "-2.30 %"),
         ("%+.3g %%", 0.0, "0 %"),
+        ("%+.3g %%", -0.0, "0 %"),
+        ("%+.3g %%", math.nan, "nan %"),
         ("%.4g", 18.5, "18.50"),
         ("%d", 7, "7"),
     ],

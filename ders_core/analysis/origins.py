@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ders_core.decompose.clusters import Clusters, cluster
 from ders_core.later import np
+from ders_core.units import number_text
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def clusters_sentence(clusters: Sequence[int], gain: float) -> str:
         span = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
         named = f" of {span} each"
     return (
-        f"{count} sets of experts{named}; a base for each would leave {gain:.2g} × the delta "
-        "energy of one base: set base: {clusters: auto} in the recipe."
+        f"{count} sets of experts{named}; a base for each would leave {number_text(gain, 2)} × the "
+        "delta energy of one base: set base: {clusters: auto} in the recipe."
     )
 
 

@@ -126,8 +126,9 @@ def _print(result: RepairResult) -> None:
             ],
         ],
     )
-    original = result.before.reference_perplexity or 0.0
-    print_line(f"of the original: perplexity {number_text(original, 4)}")
+    original = result.before.reference_perplexity
+    if original is not None:
+        print_line(f"of the original: perplexity {number_text(original, 4)}")
     print_line(f"trained: {trained}; {result.steps} steps, {result.tokens:,} tokens")
     print_line(
         f"measured on {result.before.tokens:,} tokens that were not trained on; memory: about "

@@ -7,6 +7,7 @@ from textwrap import wrap
 
 import plotly.graph_objects as go
 
+from ders_core.figures.kl_axis import LEAST_KL, kl_axis
 from ders_core.figures.style import (
     ACCENT,
     PERCENT,
@@ -35,14 +36,10 @@ MEASURED = {
 """Of each role: its name, colour and sign."""
 
 
-LEAST_KL = 1e-7
-"""Nats a token: less is rounding, in which no two files of one model differ."""
-
-
 def frontier(
     curve: pd.DataFrame, knob: pd.DataFrame, measured: pd.DataFrame, chosen: tuple[float, float]
 ) -> go.Figure:
-    """Size against KL, on a logarithmic scale: what loses nothing is not on it.
+    """Size against KL, on a logarithmic scale; files that lose nothing do not widen the plot.
 
     curve, knob: `share` of the original and predicted `kl`, of tuned recipes and of one knob for
     all. measured: of each recipe its `name`, `role`, `share`, `kl`, and the interval from `low` to
@@ -86,8 +83,8 @@ def frontier(
         )
     share, kl = chosen
     figure.add_scatter(
-        x=[100 * share] if kl > 0 else [],
-        y=[kl] if kl > 0 else [],
+        x=[100 * share] if kl > LEAST_KL else [],
+        y=[kl] if kl > LEAST_KL else [],
         mode="markers",
         name="chosen, predicted",
         marker={"size": 13, "color": ACCENT, "symbol": "diamond"},
@@ -95,7 +92,7 @@ def frontier(
         "<extra></extra>",
     )
     figure.update_xaxes(title_text="size, share of original", **PERCENT)
-    figure.update_yaxes(title_text="KL, nats a token", type="log", dtick=1, tickformat="~g")
+    figure.update_yaxes(title_text="KL, nats a token", **kl_axis(figure))
     return finish(figure, "Size against KL", height=380)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from ders_core.figures.kl_axis import LEAST_KL
 from ders_core.figures.style import label_of, percent
 from ders_core.tune.trials import Measurement
 from ders_core.units import bytes_text
@@ -29,8 +30,9 @@ class Dot:
 def add_dots(
     figure: go.Figure, dots: Sequence[Dot], bytes_total: int, name: str, colour: str
 ) -> None:
-    """Size as a share of the original against KL. bytes_total: of the original's weight files.
-    name: in the legend."""
+    """Size as a share of the original against KL, of those that lose something. bytes_total: of the
+    original's weight files. name: in the legend."""
+    dots = [dot for dot in dots if dot.measured.kl > LEAST_KL]
     kls = [dot.measured.kl for dot in dots]
     figure.add_scatter(
         x=percent([dot.measured.nbytes / bytes_total for dot in dots]),

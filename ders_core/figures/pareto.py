@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from ders_core.figures.kl_axis import LEAST_KL, kl_axis
 from ders_core.figures.measured_dots import Dot, add_dots
 from ders_core.figures.page import Page
 from ders_core.figures.style import ACCENT, PERCENT, QUIET, TUNED, UNIFORM, finish, percent
@@ -19,9 +20,10 @@ def pareto(found: Series, bytes_total: int) -> go.Figure:
     """A dot with its interval for each recipe that was measured; nothing is drawn between two. The
     prediction is a line. bytes_total: of the original's weight files."""
     figure = go.Figure()
+    lossy = [trial for trial in found.tuned if trial.predicted_kl > LEAST_KL]
     figure.add_scatter(
-        x=percent([trial.foretold_bytes / bytes_total for trial in found.tuned]),
-        y=[trial.predicted_kl for trial in found.tuned],
+        x=percent([trial.foretold_bytes / bytes_total for trial in lossy]),
+        y=[trial.predicted_kl for trial in lossy],
         mode="lines",
         name="predicted",
         line={"color": QUIET, "dash": "dot"},
@@ -38,7 +40,7 @@ def pareto(found: Series, bytes_total: int) -> go.Figure:
             line_width=0,
         )
     figure.update_xaxes(title_text="size, share of original", **PERCENT)
-    figure.update_yaxes(title_text=KL.label, type="log", dtick=1, tickformat="~g", automargin=True)
+    figure.update_yaxes(title_text=KL.label, automargin=True, **kl_axis(figure))
     return finish(figure, "Size against KL, measured", height=480)
 
 

@@ -9,6 +9,7 @@ from html import escape
 
 import plotly.graph_objects as go
 
+from ders_core.figures.kl_axis import LEAST_KL, kl_axis
 from ders_core.figures.measured import column, worst_tokens
 from ders_core.figures.measured_dots import Dot, add_dots
 from ders_core.figures.page import Page
@@ -43,7 +44,7 @@ COMPARED = (TOP1_AGREEMENT, PERPLEXITY_CHANGE, KL_P99)
 def pilot_figure(pilot: Pilot) -> go.Figure:
     """The predicted frontier as a line, and a dot with its interval for each measured point."""
     figure = go.Figure()
-    lossy = [(nbytes, kl) for nbytes, kl in pilot.curve if kl > 0]
+    lossy = [(nbytes, kl) for nbytes, kl in pilot.curve if kl > LEAST_KL]
     figure.add_scatter(
         x=percent([nbytes / pilot.bytes_total for nbytes, _ in lossy]),
         y=[kl for _, kl in lossy],
@@ -67,12 +68,7 @@ def pilot_figure(pilot: Pilot) -> go.Figure:
     )
     figure.update_xaxes(title_text="size, share of original", gridcolor="#e6eaee", **PERCENT)
     figure.update_yaxes(
-        title_text=KL.label,
-        type="log",
-        dtick=1,
-        tickformat="~g",
-        gridcolor="#e6eaee",
-        automargin=True,
+        title_text=KL.label, gridcolor="#e6eaee", automargin=True, **kl_axis(figure)
     )
     return finish(figure, "Size against KL", height=440)
 

@@ -11,15 +11,16 @@ from ders_core.jobs.workspace import WORKER_LOG
 
 MEMORY = "use fewer workers, or a machine with more memory"
 
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that ask a process to end."""
+
 _MEANINGS = {
+    **dict.fromkeys(ASKING, "something asked it to end"),
     signal.SIGSEGV: "a library crashed",
     signal.SIGABRT: "a library gave up",
     signal.SIGILL: "a library needs another processor",
     signal.SIGFPE: "a library crashed",
     signal.SIGBUS: "a file was cut off while it was read, or a disk is full",
-    signal.SIGTERM: "something asked it to end",
-    signal.SIGINT: "something asked it to end",
-    signal.SIGHUP: "something asked it to end",
     signal.SIGXCPU: "its limit of processor time was reached",
     signal.SIGXFSZ: "its limit of the size of a file was reached",
 }
@@ -71,8 +72,8 @@ def _reason(deaths: Sequence[Death]) -> str:
     unclear = [death for death in deaths if death.killed or death.status is None]
     if not unclear:
         return (
-            f"{WORKER_LOG} in the workspace may tell more; resume it, and if it ends so again, "
-            "report that"
+            f"the worker's output ({WORKER_LOG} in the workspace, or the terminal of `ders "
+            "worker`) may tell more; resume it, and if it ends so again, report that"
         )
     if any(death.starved for death in unclear):
         return f"the kernel killed processes for lack of memory in the meantime: {MEMORY}"

@@ -6,7 +6,7 @@ The worker sends claims through a pipe. This process tells that it begins a job,
 of the job is in the store, whether it takes another one. When the worker dies, the pipe closes, and
 this process ends at once: another worker may have the job.
 
-python -m ders_core.jobs.job_process --workspace DIR --pipe NUMBER [--scheduler ADDR]
+python -m ders_core.jobs.job_process --workspace DIR --claims NUMBER [--scheduler ADDR]
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import faulthandler
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -29,7 +28,7 @@ from typing import Literal
 from ders_core.compute.oom import oom_kills
 from ders_core.errors import DersError, JobError
 from ders_core.jobs.claims import Claim, TakenOver
-from ders_core.jobs.deaths import Death
+from ders_core.jobs.deaths import ASKING, Death
 from ders_core.jobs.leftovers import sweep
 from ders_core.jobs.patience import Leaving, Patience, tell
 from ders_core.jobs.perform import InThisProcess, Setting
@@ -51,7 +50,7 @@ Claimed = queue.SimpleQueue[Claim]
 Told = Literal["begun", "takes another", "ends"]
 """What the process tells the worker of a job."""
 
-ASKED = (0, -signal.SIGTERM)
+ASKED = (0, *(-number for number in ASKING))
 """Exit statuses of a process that was asked to end."""
 
 
@@ -66,8 +65,9 @@ class InChildProcess:
         """Have one job done, and see that its end is in the store, once the store can be used.
 
         If the child dies, the job goes back into the queue with what is known of that, or fails
-        after the last of several times. If this thread is interrupted, the child is killed and the
-        job goes back.
+        after the last of several times. A child that was asked to end after an earlier job, before
+        it began this one, does not count. If this thread is interrupted, the child is killed and
+        the job goes back.
         """
         try:
             missing = self._missing_end(claim)
@@ -96,6 +96,7 @@ class InChildProcess:
         if the child did not."""
         if self._child is not None and not self._child.lives:
             self.close()
+        was_idle = self._child is not None
         kills, is_told = oom_kills(), False
         try:
             self._child = self._child or _Child(self._setting.workspace, self._setting.scheduler)
@@ -109,7 +110,8 @@ class InChildProcess:
             now = oom_kills()
             starved = None if now is None or kills is None else now > kills
             death = Death(ended.status, starved)
-            is_put_back = self._setting.stop.asked or (not ended.begun and ended.status in ASKED)
+            left_idle = was_idle and not ended.begun and ended.status in ASKED
+            is_put_back = self._setting.stop.asked or left_idle
             return claim.release if is_put_back else partial(claim.lose, death)
         except OSError as error:
             return partial(claim.fail, f"no process can be started that does jobs: {error}")
@@ -133,7 +135,7 @@ class _Child:
         self._pipe, theirs = Pipe()
         with theirs:
             command = package_command("ders_core.jobs.job_process")
-            command += ["--workspace", str(workspace.path), "--pipe", str(theirs.fileno())]
+            command += ["--workspace", str(workspace.path), "--claims", str(theirs.fileno())]
             command += ["--scheduler", scheduler] if scheduler else []
             try:
                 self._process = subprocess.Popen(
@@ -158,12 +160,15 @@ class _Child:
             self._pipe.send(claim)
 
     def has_answered(self) -> bool:
-        """Wait a moment for the answer. Raises _Ended, also if the child takes no other job."""
+        """Wait a moment for the answer. Raises _Ended, also if the child takes no other job, or
+        answers as one of another version."""
         lives = self.lives  # before the look: a child that has ended may have answered
         with self._ending():
             told: Told | None = self._pipe.recv() if self._pipe.poll(LOOK) else None
+        if told is None and lives:
+            return False
         self._begun = self._begun or told is not None
-        if told == "ends" or (told is None and not lives):
+        if told not in ("begun", "takes another"):
             raise self._ended()
         return told == "takes another"
 
@@ -227,12 +232,13 @@ def main() -> int:
     """The process; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m ders_core.jobs.job_process")
     parser.add_argument("--workspace", type=Path, required=True)
-    parser.add_argument("--pipe", type=int, required=True)
+    # Workers of versions before know it as --pipe, and read other answers.
+    parser.add_argument("--claims", type=int, required=True, help="number of the pipe's file")
     parser.add_argument("--scheduler")
     options = parser.parse_args()
     with suppress(OSError, ValueError, RuntimeError):  # without a stderr of its own
         faulthandler.enable()  # a library that crashes leaves its place in the log
-    workspace, pipe, claimed = Workspace(options.workspace), Connection(options.pipe), Claimed()
+    workspace, pipe, claimed = Workspace(options.workspace), Connection(options.claims), Claimed()
     threading.Thread(target=listen, args=(pipe, claimed), daemon=True).start()
     try:
         sweep(workspace)

@@ -40,9 +40,9 @@ def start_worker_process(
     command += ["--workspace", str(workspace.path), "--id", worker_id]
     command += ["--scheduler", scheduler] if scheduler else []
     try:
-        private_directory(workspace.logs)
-        private_file(workspace.path / WORKER_LOG)
-        with open(workspace.path / WORKER_LOG, "ab") as log:
+        private_directory(workspace.worker_log.parent)
+        private_file(workspace.worker_log)
+        with open(workspace.worker_log, "ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

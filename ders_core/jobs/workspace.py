@@ -55,8 +55,8 @@ class Workspace:
         return self.path / "recipes"
 
     @property
-    def logs(self) -> Path:
-        return self.path / "logs"
+    def worker_log(self) -> Path:
+        return self.path / WORKER_LOG
 
     @property
     def analyses(self) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ders_core.errors import EvaluationError
+from ders_core.units import number_text
 
 FILE_ENDINGS = (".yaml", ".yml")
 
@@ -42,7 +43,8 @@ class TaskScore(BaseModel):
 
 
 def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+    text = number_text(value, 4)
+    return text if error is None else f"{text} ± {number_text(error, 2)}"
 
 
 def parse_tasks(words: Iterable[str]) -> tuple[str, ...]:

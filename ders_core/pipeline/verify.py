@@ -26,6 +26,7 @@ from ders_core.packed.manifest import Encoded
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.packed.stacks import PackedGroup, PackedSource, PackedStack, PackedTensor
+from ders_core.units import number_text
 
 AGREEMENT = 0.01
 """Two measurements of one error differ by no larger share."""
@@ -250,7 +251,8 @@ def _compared(
     if checkpoint.matrices.is_lossless(packed):
         if of_weight == 0:
             return squares, []
-        return squares, [f"{where}: its error is {of_weight:.3g}, but it was packed without loss"]
+        error = number_text(of_weight)
+        return squares, [f"{where}: its error is {error}, but it was packed without loss"]
     different = (
         "" if encoded is None else _difference(of_delta, of_weight, encoded, stack.dtype.torch)
     )
@@ -333,8 +335,8 @@ def _carried(checkpoint: PackedCheckpoint, group: ExpertGroup) -> tuple[Squares,
     if not of_weight > 0 or names & trained:
         return squares, []
     return squares, [
-        f"{group.title}: its error is {of_weight:.3g}, but {checkpoint.path} says that it was not "
-        "coded; copy it again"
+        f"{group.title}: its error is {number_text(of_weight)}, but {checkpoint.path} says that it "
+        "was not coded; copy it again"
     ]
 
 

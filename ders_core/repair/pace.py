@@ -24,6 +24,7 @@ from ders_core.repair.settings import RepairSettings
 from ders_core.repair.student import Student
 from ders_core.repair.text import spread
 from ders_core.repair.tuned import Leaf
+from ders_core.units import number_text
 
 USUAL_RATE = 3e-3
 
@@ -97,8 +98,9 @@ def rate_within(kl: float, rise: float) -> float:
         )
     if not math.isfinite(rise / kl):
         raise NotBetter(
-            f"KL is {kl:.4g}, and moves by chance of {USUAL_RATE:g} of each tensor's size add "
-            f"{rise:.4g} to it, so no rate follows; give one, lower than {USUAL_RATE:g}"
+            f"KL is {number_text(kl, 4)}, and moves by chance of {USUAL_RATE:g} of each tensor's "
+            f"size add {number_text(rise, 4)} to it, so no rate follows; give one, lower than "
+            f"{USUAL_RATE:g}"
         )
     allowed = NOISE * kl
     return USUAL_RATE if rise <= allowed else USUAL_RATE * math.sqrt(allowed / rise)

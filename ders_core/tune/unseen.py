@@ -36,14 +36,15 @@ def check_unseen(checkpoint: Checkpoint, calibration: Path, setting: Setting) ->
     )
     total = sum(len(domain.windows) for domain in domains)
     known = sum(seen.count(domain.windows) for domain in domains)
+    hold = "holds" if known == 1 else "hold"
     if known > MOST_SEEN * total:
         raise EvaluationError(
-            f"{known} of {total} windows of the text to measure on hold text that {calibration} "
+            f"{known} of {total} windows of the text to measure on {hold} text that {calibration} "
             "read; give text that it never saw, or calibrate on other text"
         )
     if not known:
         return ()
     return (
-        f"{known} of {total} windows of the text that was measured on hold a piece that the "
+        f"{known} of {total} windows of the text that was measured on {hold} a piece that the "
         "calibration read too",
     )

@@ -113,10 +113,19 @@ def auto_class(path: str) -> str:
         return card.auto_class({})
 
 
+@st.cache_data(show_spinner=False, max_entries=16)
+def _model_card(directory: str, changed: int) -> str:
+    text = card.read_card(Path(directory))
+    if len(text) <= MOST_CARD:
+        return text
+    return f"{text[:MOST_CARD]}...\n\nThe whole card is the file {card.CARD} of the export."
+
+
 def model_card(directory: str) -> str:
-    """The begin of an export's model card; "" if there is none any more."""
+    """The beginning of an export's model card; "" if there is none any more."""
     try:
-        return card.read_card(workspace().check_allowed(Path(directory)))[:MOST_CARD]
+        allowed = workspace().check_allowed(Path(directory))
+        return _model_card(str(allowed), (allowed / card.CARD).stat().st_mtime_ns)
     except (DersError, OSError):
         return ""
 

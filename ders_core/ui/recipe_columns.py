@@ -10,15 +10,11 @@ from ders_core.later import pd
 from ders_core.ui.number_columns import SHARE, number_column
 from ders_core.ui.recipe_table import OTHER, menu, strengths_sentence
 
-USUAL = 0.25
-"""Of a size, what is usually left of it: numbers of such sizes have three digits."""
-
 
 def table_columns(before: pd.Series, *more: str) -> dict[str, Any]:
     """How codecs, strengths and sizes are shown in a table, by their columns. before: the sizes in
     MB; formats depend on nothing that an edit changes. more: what a codec's cell may show beside
     the menu."""
-    sizes = pd.concat([before, USUAL * before])
     return {
         "codec": st.column_config.SelectboxColumn(
             "codec", options=[*menu(), OTHER, *more], required=True
@@ -26,8 +22,8 @@ def table_columns(before: pd.Series, *more: str) -> dict[str, Any]:
         "strength": st.column_config.NumberColumn(
             "strength", help=strengths_sentence(), format="%g"
         ),
-        "before": number_column("now, MB", sizes),
-        "after": number_column("after, MB", sizes),
+        "before": number_column("now, MB", before),
+        "after": st.column_config.NumberColumn("after, MB", format="%.3g"),
         "share": st.column_config.ProgressColumn(
             "of original", format=SHARE, min_value=0.0, max_value=100.0
         ),

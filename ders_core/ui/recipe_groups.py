@@ -134,7 +134,7 @@ def _editor(drawn: _Table, opened: set[int], change: Change, fresh: Fresh) -> No
                 NOISE.short,
                 width="small",
                 help=f"{ESTIMATED} Of a layer: the mean. {NOISE.help}",
-                format="%.3f",
+                format=NOISE.format,
             ),
         },
     )

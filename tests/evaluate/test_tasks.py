@@ -238,6 +238,6 @@ def test_tasks_are_named_with_commas_or_one_by_one() -> None:
 
 def test_a_score_is_told_beside_the_original() -> None:
     score = TaskScore(task="t", metric="acc", value=0.5, error=0.125, samples=9)
-    assert score.text == "0.5 ± 0.12"
+    assert score.text == "0.5000 ± 0.12"
     beside = score.model_copy(update={"original": 0.75})
-    assert beside.text == "0.5 ± 0.12 (original 0.75)"
+    assert beside.text == "0.5000 ± 0.12 (original 0.7500)"

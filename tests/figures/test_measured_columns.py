@@ -14,4 +14,5 @@ def test_figures_of_a_column_have_as_many_decimals() -> None:
         "-11.300 %",
         "+0.000 %",
     ]
+    assert column(KL, [3.4e-5, 0.012, 2.1]) == ["0.0000340", "0.0120", "2.10"]
     assert column(KL, [None]) == [UNKNOWN]

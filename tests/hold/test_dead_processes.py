@@ -39,7 +39,7 @@ from ders_core.jobs.worker import run_worker
         ([Death(-9, True)], ["SIGKILL", "kernel killed", "memory"], "probably"),
         ([Death(-9, False)] * 4, ["SIGKILL", "probably", "counts none"], "4 ×"),
         ([Death(-9)], ["SIGKILL", "probably lack of memory"], "kernel"),
-        ([Death(-11, True)], ["SIGSEGV", "crashed", "logs/worker.log"], "memory"),
+        ([Death(-11, True)], ["SIGSEGV", "crashed", "logs/worker.log", "terminal"], "memory"),
         ([Death(-15)], ["SIGTERM", "asked it to end"], "memory"),
         ([Death(3)], ["exit status 3"], "memory"),
         ([Death(-7)], ["SIGBUS", "disk"], "memory"),

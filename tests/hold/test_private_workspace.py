@@ -45,10 +45,10 @@ def test_an_open_workspace_is_closed_at_the_next_start(
 ) -> None:
     workspace = Workspace(tmp_path / "w")
     JobStore(workspace.store_path).submit("analyze", {"checkpoint": "/m"}, "Look")
-    workspace.logs.mkdir(mode=0o777)
-    log = workspace.logs / "worker.log"
+    log = workspace.worker_log
+    log.parent.mkdir(mode=0o777)
     log.write_text("before\n")
-    for path in (workspace.path, workspace.logs):
+    for path in (workspace.path, log.parent):
         path.chmod(0o755)
     for path in (*files(workspace), log):
         path.chmod(0o644)
@@ -57,7 +57,7 @@ def test_an_open_workspace_is_closed_at_the_next_start(
     monkeypatch.setattr(Claims, "announce", lambda *_: None)
     with pytest.raises(Exception, match="worker"):
         ensure_worker(workspace)
-    assert mode(workspace.path) == mode(workspace.logs) == 0o700
+    assert mode(workspace.path) == mode(log.parent) == 0o700
     assert {mode(path) for path in (*files(workspace), log)} == {0o600}
     assert log.read_text() == "before\n"
 

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import queue
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from importlib import import_module
+from contextlib import contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from support.jobs_support import FAST_RECIPE, SLOW_RECIPE, contents, wait_for
+from support.jobs_support import (
+    FAST_RECIPE,
+    SLOW_RECIPE,
+    child_of,
+    claimed,
+    contents,
+    log_of,
+    wait_for,
+)
 
 from ders_core.errors import JobError
 from ders_core.files.output_lock import output_lock
 from ders_core.jobs import JobStore, Workspace, start_worker_process
-from ders_core.jobs.claims import MAX_LOSSES, Claim, Claims, TakenOver
-from ders_core.jobs.deaths import Death
-from ders_core.jobs.job_process import IDLE_SECONDS, InChildProcess, serve
-from ders_core.jobs.patience import Leaving, Patience
-from ders_core.jobs.perform import InThisProcess, Setting
-from ders_core.jobs.stop import Stop
+from ders_core.jobs.claims import Claim, Claims
+from ders_core.jobs.job_process import IDLE_SECONDS, serve
+from ders_core.jobs.patience import Leaving
+from ders_core.jobs.perform import InThisProcess
 from ders_core.jobs.worker import run_worker
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
@@ -55,42 +58,6 @@ def worker_process(workspace: Workspace) -> Iterator[int]:
     finally:
         worker.kill()
         worker.wait()
-
-
-@contextmanager
-def child_of(workspace: Workspace) -> Iterator[InChildProcess]:
-    stop = Stop()
-    with closing(InChildProcess(Setting(workspace, None, stop, Patience(workspace, stop)))) as doer:
-        yield doer
-
-
-def claimed(store: JobStore) -> Claim:
-    """A new job that is claimed."""
-    store.submit("analyze", {"checkpoint": "/m"}, "Look")
-    claims = Claims(store.path, "worker")
-    claims.beat(None, 0, 0.0)
-    claim = claims.claim()
-    assert claim is not None
-    return claim
-
-
-def log_of(store: JobStore, number: int) -> str:
-    return " / ".join(event.message for event in store.events(number))
-
-
-@pytest.fixture
-def ends_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[None]:
-    """In place of Python, a program that leaves a process behind and ends with status 3, or another
-    one that is asked for."""
-    program, left = tmp_path / "ends", tmp_path / "left"
-    end = getattr(request, "param", "exit 3")
-    program.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {left}\n{end}\n")
-    program.chmod(0o700)
-    monkeypatch.setattr("sys.executable", str(program))
-    yield
-    psutil.Process(int(left.read_text())).kill()
 
 
 def test_the_worker_imports_no_torch_and_two_jobs_in_a_row_import_it_once(
@@ -149,7 +116,7 @@ def test_a_process_that_crashes_costs_no_worker(
         assert "died: killed by SIGSEGV (a library crashed)" in log_of(store, number)
         wait_for(lambda: store.get(number).state == "done")
         assert psutil.pid_exists(pid)
-    assert "Fatal Python error: Segmentation fault" in (workspace.logs / "worker.log").read_text()
+    assert "Fatal Python error: Segmentation fault" in workspace.worker_log.read_text()
     compress(slow_checkpoint, tmp_path / "direct", Recipe.from_yaml(SLOW_RECIPE))
     assert contents(workspace.run_dir(number) / "packed") == contents(tmp_path / "direct")
 
@@ -168,37 +135,6 @@ def test_a_cancelled_job_ends_and_the_process_takes_the_next(
         assert [process.pid for process in children_of(pid)] == [child.pid]
 
 
-def test_a_job_whose_processes_die_again_and_again_fails(store: JobStore) -> None:
-    number = store.submit("analyze", {"checkpoint": "/m"}, "Look").id
-    claims = Claims(store.path, "worker")
-    claims.beat(None, 0, 0.0)
-    for attempt in range(MAX_LOSSES + 1):
-        claim = claims.claim()
-        assert claim is not None
-        assert (claim.job.id, claim.job.attempt) == (number, attempt + 1)
-        claim.lose(Death(-signal.SIGSEGV, False))
-        with pytest.raises(TakenOver):
-            claim.lose(Death())
-    assert claims.claim() is None
-    job = store.get(number)
-    assert job.state == "failed"
-    assert f"its process died {MAX_LOSSES + 1} times" in (job.error or "")
-    assert "SIGSEGV" in (job.error or "")
-    log = [event.message for event in store.events(number)]
-    assert sum("its process died: killed by SIGSEGV" in line for line in log) == MAX_LOSSES
-
-
-def test_a_process_that_cannot_be_started_is_a_sentence_of_the_job(
-    workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("sys.executable", str(tmp_path / "no_python"))
-    number = store.submit("analyze", {"checkpoint": "/m"}, "Look").id
-    run_worker(workspace, stop_when_idle=True, doer=InChildProcess)
-    job = store.get(number)
-    assert job.state == "failed"
-    assert "no_python" in (job.error or "")
-
-
 def test_a_process_that_is_asked_to_end_costs_no_attempt(
     workspace: Workspace, store: JobStore, slow_checkpoint: Path
 ) -> None:
@@ -213,88 +149,6 @@ def test_a_process_that_is_asked_to_end_costs_no_attempt(
     log = log_of(store, number)
     assert "asked to stop" in log
     assert "died" not in log
-
-
-def test_an_idle_process_that_is_asked_to_end_as_a_job_comes_costs_no_attempt(
-    workspace: Workspace, store: JobStore, tmp_path: Path
-) -> None:
-    claims = Claims(store.path, "worker")
-    claims.beat(None, 0, 0.0)
-    with child_of(workspace) as doer:
-        for name in ("first", "second"):
-            number = submit_run(store, tmp_path / name, FAST_RECIPE)
-            while (claim := claims.claim()) is not None:
-                doer.do(claim)
-            assert str(tmp_path / name) in (store.get(number).error or "")
-            assert "died" not in log_of(store, number)
-            for pid in job_processes(workspace):
-                psutil.Process(pid).terminate()
-
-
-@pytest.mark.parametrize("program", ["true", "false"])
-def test_a_job_that_ends_its_process_is_a_loss(
-    workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch, program: str
-) -> None:
-    """Else a job that ends so each time would be begun for ever."""
-    near, far = Pipe()
-    monkeypatch.setattr("ders_core.jobs.job_process.Pipe", lambda: (near, far))
-    monkeypatch.setattr("sys.executable", shutil.which(program))
-    far.send("begun")
-    claim = claimed(store)
-    with child_of(workspace) as doer:
-        doer.do(claim)
-    assert "died: with exit status" in log_of(store, claim.job.id)
-
-
-def test_a_process_that_cannot_read_its_job_ends(
-    workspace: Workspace, store: JobStore, capfd: pytest.CaptureFixture[str]
-) -> None:
-    claim = claimed(store)
-    with child_of(workspace) as doer:
-        doer.do(Unreadable(claim.path, claim.job))
-    assert "no_such_module" in capfd.readouterr().err
-    assert store.get(claim.job.id).state == "queued"
-    assert "died: with exit status 1" in log_of(store, claim.job.id)
-
-
-class Unreadable(Claim):
-    def __reduce__(self) -> tuple[Any, ...]:
-        return import_module, ("no_such_module",)
-
-
-@pytest.mark.parametrize(
-    ("ends_at_once", "told"),
-    [
-        ("exit 3", "died: with exit status 3"),
-        ("exit 0", "asked to stop"),  # as one that was asked to before it begun the job
-        ("kill -TERM $$", "asked to stop"),
-    ],
-    indirect=["ends_at_once"],
-)
-@pytest.mark.usefixtures("ends_at_once")
-def test_a_process_that_ended_is_seen_though_another_one_holds_its_pipe(
-    workspace: Workspace, store: JobStore, told: str
-) -> None:
-    """It costs an attempt, unless it was asked to end."""
-    claim = claimed(store)
-    with child_of(workspace) as doer:
-        doer.do(claim)
-    assert store.get(claim.job.id).state == "queued"
-    log = log_of(store, claim.job.id)
-    assert told in log
-    assert ("died" in log) == told.startswith("died")
-
-
-@pytest.mark.usefixtures("ends_at_once")
-def test_a_process_that_ended_after_its_job_is_no_loss(
-    workspace: Workspace, store: JobStore, capfd: pytest.CaptureFixture[str]
-) -> None:
-    claim = claimed(store)
-    claim.complete({})
-    with child_of(workspace) as doer:
-        doer.do(claim)
-    assert store.get(claim.job.id).state == "done"
-    assert capfd.readouterr().err == ""
 
 
 def test_a_broken_store_ends_the_process_with_one_line(

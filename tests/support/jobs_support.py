@@ -1,14 +1,22 @@
-"""What the tests of jobs share: recipes, a maker of checkpoints, waiting, comparing."""
+"""What the tests of jobs share: recipes, a maker of checkpoints, claims, waiting, comparing."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.claims import Claim, Claims
+from ders_core.jobs.job_process import InChildProcess
+from ders_core.jobs.patience import Patience
+from ders_core.jobs.perform import Setting
+from ders_core.jobs.stop import Stop
 
 SLOW_RECIPE = """
 name: slow
@@ -59,3 +67,24 @@ def wait_for(what: Callable[[], bool], seconds: float = 90) -> None:
 def contents(directory: Path) -> dict[str, bytes]:
     """The bytes of every file of a directory."""
     return {file.name: file.read_bytes() for file in sorted(directory.iterdir())}
+
+
+@contextmanager
+def child_of(workspace: Workspace) -> Iterator[InChildProcess]:
+    stop = Stop()
+    with closing(InChildProcess(Setting(workspace, None, stop, Patience(workspace, stop)))) as doer:
+        yield doer
+
+
+def claimed(store: JobStore) -> Claim:
+    """A new job that is claimed."""
+    store.submit("analyze", {"checkpoint": "/m"}, "Look")
+    claims = Claims(store.path, "worker")
+    claims.beat(None, 0, 0.0)
+    claim = claims.claim()
+    assert claim is not None
+    return claim
+
+
+def log_of(store: JobStore, number: int) -> str:
+    return " / ".join(event.message for event in store.events(number))

@@ -12,7 +12,7 @@ from support.stored_results import QUALITY
 from support.synthetic_scores import synthetic_scores
 
 from ders_core.evaluate.domains import Domain
-from ders_core.figures.pilot import pilot_html
+from ders_core.figures.pilot import pilot_figure, pilot_html
 from ders_core.pipeline.quality import Quality
 from ders_core.tune.allocate import Solver
 from ders_core.tune.frontier import frontier
@@ -92,6 +92,12 @@ def test_the_smallest_safe_one_is_recommended() -> None:
     none = pilot_of(point(300, 0.05))
     assert none.recommended is None
     assert "600 B" in none.sentence  # without loss
+
+
+def test_the_curve_ends_before_what_loses_nothing() -> None:
+    found = pilot_of(point(300, 0.001), curve=((50, 0.5), (200, 0.01), (600, 1e-12)))
+    curve = pilot_figure(found).data[0]
+    assert list(curve.y) == [0.5, 0.01]
 
 
 def test_a_size_that_was_measured_to_be_unsafe_is_not_called_safe() -> None:

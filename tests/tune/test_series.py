@@ -94,13 +94,13 @@ def test_a_factor_of_all_is_no_cliff() -> None:
 def test_the_page_shows_what_was_measured() -> None:
     cliff = Cliff(1000, 2000, 0.4, 0.1, 3.5)
     found = Series(
-        (trial(1000, 0.4, 0.3), trial(2000, 0.1, 0.09)),
+        (trial(1000, 0.4, 0.3), trial(2000, 0.1, 0.09), trial(9000, 1e-10, 1e-11)),
         (trial(2100, 0.2, 0.2, "uniform"),),
         (cliff,),
         {"quantized": 1.1},
     )
     predicted, tuned, uniform = pareto(found, 10_000).data
-    assert list(tuned.x) == [10, 20]
+    assert list(tuned.x) == [10, 20]  # without the one that loses nothing
     assert list(tuned.y) == [0.4, 0.1]
     assert list(tuned.error_y.array) == pytest.approx([0.08, 0.02])
     assert tuned.mode == uniform.mode == "markers"  # nothing is drawn between two

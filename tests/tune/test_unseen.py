@@ -80,10 +80,12 @@ def test_proving_on_what_was_calibrated_is_refused(texts: Texts, mixtral_dir: Pa
 
 
 def test_a_piece_that_comes_again_is_told(texts: Texts, mixtral_dir: Path, tmp_path: Path) -> None:
-    """One window in more than ten, as a licence may be."""
+    """One or two windows of many, as a licence may be."""
     mixed = tmp_path / "mixed.txt"
     first, second = (each.read_text(encoding="utf-8") for each in (texts.first, texts.second))
-    mixed.write_text(second + first[:400], encoding="utf-8")
     setting = Setting(mixed, max_tokens=100_000, window=64)
-    (remark,) = check_unseen(open_checkpoint(mixtral_dir), texts.calibration, setting)
-    assert "windows" in remark
+    for length, windows in ((400, "2 of 66 windows "), (200, "1 of 65 windows ")):
+        mixed.write_text(second + first[:length], encoding="utf-8")
+        (remark,) = check_unseen(open_checkpoint(mixtral_dir), texts.calibration, setting)
+        assert remark.startswith(windows)
+        assert (" holds a piece" in remark) == windows.startswith("1 ")

@@ -11,6 +11,8 @@ from support.studio_pages import on, words
 
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
+from ders_core.pipeline.card import CARD
+from ders_core.ui.reads import MOST_CARD
 
 
 @pytest.fixture
@@ -50,3 +52,26 @@ def test_a_directory_is_taken_as_it_was_typed(
         assert not app.error
     jobs = JobStore(workspace.store_path).list(kind="export")
     assert {job.spec["out"] for job in jobs} == {str(path) for path in meant.values()}
+
+
+def cards(app: AppTest) -> list[str]:
+    return [code.value for code in app.code if code.language == "markdown"]
+
+
+def test_a_long_model_card_is_cut_and_says_so(app: AppTest, workspace: Workspace) -> None:
+    out = workspace.exports / "small"
+    out.mkdir(parents=True)
+    JobStore(workspace.store_path).submit("export", PARAMETERS["export"], "Export small")
+    claim = Claims(workspace.store_path, "me").claim()
+    assert claim is not None
+    claim.complete(RESULTS["export"][0] | {"out": str(out)})
+    on(app.run(), "export")
+    assert cards(app) == []  # the export has none any more
+    whole = "x" * MOST_CARD
+    (out / CARD).write_text(whole)
+    assert cards(app.run()) == [whole]
+    (out / CARD).write_text(whole + "y")
+    (cut,) = cards(app.run())
+    assert cut.startswith(f"{whole}...")
+    assert "y" not in cut.removeprefix(whole).split("\n")[0]
+    assert CARD in cut

@@ -174,7 +174,9 @@ def test_texts_measured_apart_worst_tokens_and_tasks_are_shown(
     of_runs, texts, worst, tasks = (frame.value for frame in app.dataframe[:4])
     assert of_runs[["kl of code", "kl of prose"]].to_numpy().tolist() == [[0.4, 0.1]]
     assert of_runs["task endings, acc"].tolist() == [0.5]
-    assert tasks.to_numpy().tolist() == [["endings, acc", "0.5 ± 0.25 (original 0.75 ± 0.25)", 4]]
+    assert tasks.to_numpy().tolist() == [
+        ["endings, acc", "0.5000 ± 0.25 (original 0.7500 ± 0.25)", 4]
+    ]
     assert texts["text"].tolist() == ["code", "prose", "all together"]
     assert texts["kl"].tolist() == [0.4, 0.1, 0.25]
     assert texts["top1_agreement"].tolist() == [90.0] * 3

@@ -17,6 +17,7 @@ from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.store import TensorStore
 from ders_core.later import torch
+from ders_core.units import number_text
 
 LEAST_SIMILARITY = 0.5
 """A dense parent whose cosine with the experts' mean is below this is not their parent."""
@@ -100,8 +101,8 @@ class DenseParent:
         if not cosine >= LEAST_SIMILARITY:
             raise CheckpointError(
                 f"{where} is not the parent of these experts: at layer {group.layer}, "
-                f"{group.projection} their cosine is {cosine:.3g}, below {LEAST_SIMILARITY}; "
-                "name the right parent or use base: mean"
+                f"{group.projection} their cosine is {number_text(cosine)}, below "
+                f"{LEAST_SIMILARITY}; name the right parent or use base: mean"
             )
         return base
 
