@@ -53,7 +53,7 @@ class Totals:
         """
         device = answers.log_probs.device
         found = [
-            divergences(sent(reference.log_probs, device), answers.log_probs),
+            divergences(reference.log_probs.to(device), answers.log_probs),
             answers.log_probs.argmax(-1),
         ]
         if (
