@@ -49,7 +49,8 @@ class Totals:
         """KL(reference ‖ model) and agreements with the reference's answers to the same window.
 
         Routings are compared if both were seen, with as many MoE layers and as many experts. A GPU
-        is waited for once.
+        is waited for once for the sums, and to copy the reference's log-probabilities: pinned
+        memory for these would be hundreds of megabytes, which torch keeps.
         """
         device = answers.log_probs.device
         found = [
