@@ -22,7 +22,7 @@ import torch
 from kernels import seconds
 
 import ders_core
-from ders_core.analysis import head as heads
+from ders_core.analysis import head
 from ders_core.codecs import DeltaCodec, EncodeContext, LowRank, Quantized
 from ders_core.codecs.fitting import gptq, metric
 from ders_core.compute.krylov import Dense
@@ -83,7 +83,7 @@ def cases(delta: torch.Tensor, moments: torch.Tensor) -> dict[str, Case]:
             float(WEIGHTS) * WIDTH,
         ),
         "head of a spectrum; svdvals": Case(
-            lambda: torch.from_numpy(heads.head(delta)),
+            lambda: torch.from_numpy(head.heads([delta])[0]),
             lambda: torch.linalg.svdvals(delta)[:DIRECTIONS],
             lambda values: float(values.double().norm()),
         ),
@@ -105,8 +105,8 @@ def counted(work: Work) -> float:
     with (
         patch.object(Dense, "times", counting(Dense.times, whole)),
         patch.object(Dense, "back", counting(Dense.back, whole)),
-        patch.object(heads, "with_rows", counting(heads.with_rows, whole, 0)),
-        patch.object(heads, "with_columns", counting(heads.with_columns, whole, 0)),
+        patch.object(head, "with_rows", counting(head.with_rows, whole, 0)),
+        patch.object(head, "with_columns", counting(head.with_columns, whole, 0)),
         patch.object(metric, "times_lower", counting(times_lower, triangle)),
         patch.object(metric, "back_lower", counting(back_lower, triangle)),
     ):

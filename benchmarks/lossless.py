@@ -7,7 +7,7 @@
 
 MB of the original in a second of processor time, encoding and decoding, files read and written too
 (ours checks sums as well); beside them the share of the bytes that is left. Each is run on one
-thread, so that this is the rate of a core, several times, and its faster run is told. What comes
+thread, so that this is the rate of a core, several times, and its fastest run is told. What comes
 back is compared bit for bit.
 Run: `python benchmarks/lossless.py CHECKPOINT...`, each with one weight file; or of models that it
 makes in WORK: `python benchmarks/lossless.py --model demo --model upcycled --work WORK`.

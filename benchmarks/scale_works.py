@@ -16,7 +16,7 @@ from upcycled import HIDDEN, SHAPES, weight_files
 
 from ders_core.analysis import Spectra, analyze
 from ders_core.analysis import head as heads
-from ders_core.analysis.krylov import curve, product_dtype
+from ders_core.analysis.krylov import curves, product_dtype
 from ders_core.analysis.similarity import group_statistics
 from ders_core.analysis.summary import summarize
 from ders_core.codecs.fitting.select import largest
@@ -211,7 +211,9 @@ PARTS: Mapping[tuple[str, str], Callable[[torch.Tensor], float]] = {
     ("threshold", "ours"): lambda delta: len(largest(delta.flatten(), round(0.1 * delta.numel()))),
     ("spectrum", "plain"): lambda delta: float(torch.linalg.svdvals(delta)[63]),
     ("spectrum", "ours"): lambda delta: float(
-        curve(delta.to(product_dtype(delta.device)), float(delta.double().square().sum()))[63]
+        curves([delta.to(product_dtype(delta.device))], [float(delta.double().square().sum())])[0][
+            63
+        ]
     ),
 }
 

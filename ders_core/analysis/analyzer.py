@@ -14,6 +14,7 @@ from ders_core.analysis.similarity import GroupStatistics, group_statistics
 from ders_core.analysis.spectra import SPECTRA, Spectra, Spectrum, group_spectra
 from ders_core.analysis.tables import COLUMNS, SMALL, Analysis
 from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.checkpoint.streaming import SLAB_BYTES
 from ders_core.compute.buffers import fresh, keep_small_blocks, memory_is_reused
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
@@ -144,7 +145,7 @@ def analyze_group(task: AnalyzeTask) -> GroupTables:
         with reading_once() if base is None or kept is not None else nullcontext():
             statistics = group_statistics(stored, task.device, base, kept)
             if task.ahead:
-                checkpoint.group(*task.ahead).read_ahead()
+                checkpoint.group(*task.ahead).read_ahead(at_once=SLAB_BYTES)
         if base is not None:
             norms = statistics.norm_delta
             spectra = group_spectra(stored, base, norms, task.spectra, kept)

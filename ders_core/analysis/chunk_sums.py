@@ -163,9 +163,12 @@ def _in_torch(
     base = stored.to(torch.float32, copy=True)
     finite = None if weights.device.type == "cpu" else torch.isfinite(values).all(1)
     torch.sub(values, base, out=deltas)
-    scale = _scaled(deltas, squares, torch.amax)
     base_squares = torch.empty_like(base)
-    base_scale = _scaled(base, base_squares, torch.sum)
+    if weights.device.type == "cpu":
+        scale = _scaled_if_needed(deltas, squares, torch.amax)
+        base_scale = _scaled_if_needed(base, base_squares, torch.sum)
+    else:
+        scale, base_scale = _scaled(deltas, squares), _scaled(base, base_squares)
     square, base_square = scale.square(), base_scale.square()
     powers = [deltas.sum(1).double() * scale, (deltas @ base).double() * (scale * base_scale)]
     for factor, power in ((deltas, square * scale), (squares, square.square())):
@@ -186,16 +189,20 @@ def _in_torch(
     )
 
 
-def _scaled(
+def _scaled_if_needed(
     values: torch.Tensor, squares: torch.Tensor, figure: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """Divide values by a scale, if float32 would not hold powers of them without, and write their
-    squares. Returns the scale, float64 `[]`. figure: of the squares, which says on the CPU whether
-    a scale is needed; a GPU would be waited for."""
-    if values.device.type == "cpu":
-        torch.mul(values, values, out=squares)
-        if is_comfortable(float(figure(squares))):
-            return torch.ones((), dtype=torch.float64)
+    """As `_scaled`, and by 1 without a look at the values where a figure of their squares says that
+    float32 holds these. On a GPU, that figure would be waited for."""
+    torch.mul(values, values, out=squares)
+    if is_comfortable(float(figure(squares))):
+        return torch.ones((), dtype=torch.float64)
+    return _scaled(values, squares)
+
+
+def _scaled(values: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Divide values by a scale with which float32 holds powers of them, and write their squares.
+    Returns the scale, float64 `[]`."""
     scale = tensor_scale_of(values)
     torch.mul(values.div_(scale), values, out=squares)
     return scale.double()

@@ -20,7 +20,7 @@ from ders_core.compute.together import batches
 from ders_core.later import np, torch
 
 HEAD = 16
-"""How many of the largest singular values `head` computes."""
+"""How many of the largest singular values of a delta `heads` computes."""
 
 WIDTH = 24
 """Vectors in a block. A flat spectrum takes as many products with 24 as with 32; with 16, values
@@ -40,19 +40,14 @@ PIECE_VALUES, PIECE_COLUMNS = 1 << 21, 512
 rows, it prepares the block as often as it multiplies with it; more do not stay in its cache."""
 
 
-def head(delta: torch.Tensor, idle: IdleThreads | None = None) -> np.ndarray:
-    """The HEAD largest singular values of `[m, n]` in `product_dtype`, descending, float64.
-
-    Neither side is shorter than (PRODUCTS / 2 + 1) · WIDTH. idle: threads that help to multiply;
-    values do not depend on them. Errors are below 0.1 % where values stand out from the others,
-    about 1 % where the spectrum is flat.
-    """
-    return heads([delta], idle)[0]
-
-
 def heads(deltas: Iterable[torch.Tensor], idle: IdleThreads | None = None) -> list[np.ndarray]:
-    """`head` of each delta. A GPU is waited for after a product with as many of them as it
-    holds."""
+    """The HEAD largest singular values of each delta, descending, float64.
+
+    deltas: `[m, n]` in `product_dtype`, of which neither side is shorter than
+    (PRODUCTS / 2 + 1) · WIDTH. idle: threads that help to multiply; values do not depend on them. A
+    GPU is waited for after a product with as many deltas as it holds. Errors are below 0.1 % where
+    values stand out from the others, about 1 % where the spectrum is flat.
+    """
     found = list[np.ndarray]()
     for some in batches(deltas, _held):
         searches = [_Search(delta) for delta in some]
@@ -111,7 +106,7 @@ def _is_settled(sigma: np.ndarray, grown: np.ndarray, grown_before: np.ndarray) 
 def with_rows(
     matrix: torch.Tensor, block: torch.Tensor, idle: IdleThreads | None = None
 ) -> torch.Tensor:
-    """block · matrixᵀ, of `[m, n]` and `[k, n]` in one dtype: `[k, m]`. idle: as of `head`."""
+    """block · matrixᵀ, of `[m, n]` and `[k, n]` in one dtype: `[k, m]`. idle: as of `heads`."""
     if matrix.device.type != "cpu":
         return block @ matrix.mT
     image = block.new_empty(len(block), len(matrix))
@@ -126,7 +121,7 @@ def with_rows(
 def with_columns(
     matrix: torch.Tensor, block: torch.Tensor, idle: IdleThreads | None = None
 ) -> torch.Tensor:
-    """block · matrix, of `[m, n]` and `[k, m]` in one dtype: `[k, n]`. idle: as of `head`."""
+    """block · matrix, of `[m, n]` and `[k, m]` in one dtype: `[k, n]`. idle: as of `heads`."""
     if matrix.device.type != "cpu":
         return block @ matrix
     image = block.new_empty(len(block), matrix.shape[1])

@@ -35,13 +35,14 @@ def product_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if quick else torch.float32
 
 
-def curve(delta: torch.Tensor, energy: float) -> np.ndarray:
-    """Estimate all min(m, n) singular values of `[m, n]` in `product_dtype`, descending, float64.
+def curves(deltas: Iterable[torch.Tensor], energies: Iterable[float]) -> list[np.ndarray]:
+    """Estimate all min(m, n) singular values of each delta, descending, float64.
 
-    energy: Σσ², which the estimate has exactly. Neither side of delta is shorter than
-    BLOCK · STEPS.
+    deltas: `[m, n]` in `product_dtype`, of which neither side is shorter than BLOCK · STEPS.
+    energies: Σσ² of each, which the estimate has exactly. A GPU is waited for after a step for as
+    many deltas as it holds.
 
-    The HEAD largest values are those in the space, at least as near as `head` finds them; the
+    The HEAD largest values are those in the space, at least as near as `heads` finds them; the
     others follow the density: cumulative energy is within 1 % of the whole. The effective rank
     hangs on the smallest values. Where the spectrum has a floor of noise, as rounded weights give
     it, it is within 2 %; in bfloat16 within 7 % if that noise has only 1 % of the energy. Where the
@@ -51,11 +52,6 @@ def curve(delta: torch.Tensor, energy: float) -> np.ndarray:
     if at least MOSTLY of the values are nothing; it is too low where much of the spectrum is real
     and yet below that.
     """
-    return curves([delta], [energy])[0]
-
-
-def curves(deltas: Iterable[torch.Tensor], energies: Iterable[float]) -> list[np.ndarray]:
-    """`curve` of each delta. A GPU is waited for after a step for as many of them as it holds."""
     found, left = list[np.ndarray](), iter(energies)
     for some in batches(deltas, _held):
         searches = [_Search(delta, next(left)) for delta in some]

@@ -20,19 +20,21 @@ from ders_core.analysis.chunk_sums import ChunkSums, Workspace, count_bins, is_f
 from ders_core.analysis.dwarfs import corrected
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.held import is_plain
-from ders_core.checkpoint.streaming import SLAB_BYTES, of_slabs, slab_rows, slabs
+from ders_core.checkpoint.streaming import SLAB_BYTES, SLABS, of_slabs, slab_rows, slabs
 from ders_core.compute.brought import bring_together
 from ders_core.compute.pieces import pieces
 from ders_core.compute.threads import available_threads, one_thread, side_by_side
 from ders_core.decompose.clusters import check_finite, not_finite
+from ders_core.files.cold_reads import LARGE_BYTES
 from ders_core.later import np, torch
 
 R = TypeVar("R")
 
 BINS = 128
 READ_BYTES = 1 << 24
-"""Of all experts, what one thread reads and works on at a time: a disk still gives it quickly, and
-little memory is touched for the first time."""
+"""Of all experts, what one thread reads and works on at a time, unless threads are so many that
+each gets less, or experts so many that reads are large only with more: a disk still gives it
+quickly, and little memory is touched for the first time."""
 
 REACH = 8.0
 """The histogram spans ± this many standard deviations; values beyond are in the outermost bins."""
@@ -119,7 +121,10 @@ def _each_chunk(
     """`work(first row, weights [K, rows, in], part)` of each chunk of a group, in order, by several
     threads. Chunks are parts of `step` rows of those of `slabs`, however the group is read: what
     lies in local files by each thread for itself, into little memory, which stays in cache."""
-    if device.type != "cpu" or not is_plain(group):
+    threads = available_threads() + 1  # one of them may wait for the disk
+    is_apart = device.type == "cpu" and is_plain(group)
+    at_once = _rows_at_once(group, step, threads) if is_apart else None
+    if at_once is None:
         with side_by_side(device) as pool:
             for rows, weights in slabs(group, device):
                 use = partial(work, rows.start, weights)
@@ -129,14 +134,31 @@ def _each_chunk(
     def each(rows: slice, weights: torch.Tensor) -> list[R]:
         return [work(rows.start, weights, part) for part in pieces(rows.stop - rows.start, step)]
 
-    at_once = max(1, slab_rows(group, READ_BYTES) // step) * step
     parts = [
         slice(slab.start + part.start, slab.start + part.stop)
         for slab in pieces(group.shape[1], slab_rows(group, SLAB_BYTES))
         for part in pieces(slab.stop - slab.start, at_once)
     ]
-    for found in of_slabs(group, parts, each, available_threads() + 1):
+    for found in of_slabs(group, parts, each, threads):
         yield from found
+
+
+def _rows_at_once(group: ExpertGroup, step: int, threads: int) -> int | None:
+    """How many rows of a group each thread reads for itself: whole chunks, so few that there is
+    memory for these threads, and so many that reads go past the page cache, if those of a whole
+    slab do. None where more threads would share the chunks of a slab."""
+    _, out, width = group.shape
+    slab = min(out, slab_rows(group, SLAB_BYTES))
+    chunks, nbytes = slab // step, slab * width * group.dtype.itemsize
+    slabs_in_memory = max(1, min(SLABS, -(-out // max(slab, 1))))
+    wanted = max(SLAB_BYTES // READ_BYTES, -(-threads // slabs_in_memory))
+    most = min(chunks, nbytes // LARGE_BYTES or chunks)
+    parts = 1
+    while parts < wanted and 2 * parts <= most:
+        parts *= 2
+    if slabs_in_memory * parts < min(threads, chunks):
+        return None
+    return max(1, slab) if parts == 1 else chunks // parts * step
 
 
 class _Totals:

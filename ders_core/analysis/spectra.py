@@ -51,19 +51,15 @@ class Spectrum:
     stable_rank: float
 
 
-def singular_values(delta: torch.Tensor) -> np.ndarray:
-    """All singular values of a float32 matrix `[out, in]`, descending, float64 `[min(out, in)]`.
-
-    From the eigenvalues of the shorter side's Gram matrix, in float64: right to about 1e−8 of σ₁.
-    float32 would be right to 3e−4 of σ₁ only, and thousands of values of that size would lift the
-    effective rank of a delta of low rank to a multiple.
-    """
-    return singular_values_of_each([delta])[0]
-
-
 def singular_values_of_each(deltas: Iterable[torch.Tensor]) -> list[np.ndarray]:
-    """`singular_values` of each delta, of one shape. A GPU is waited for once for as many Gram
-    matrices as it holds, and their copies for the solver."""
+    """All singular values of each delta, descending, float64 `[min(out, in)]`.
+
+    deltas: float32 `[out, in]`, of one shape. From the eigenvalues of the shorter side's Gram
+    matrix, in float64: right to about 1e−8 of σ₁. float32 would be right to 3e−4 of σ₁ only, and
+    thousands of values of that size would lift the effective rank of a delta of low rank to a
+    multiple. A GPU is waited for once for as many Gram matrices as it holds, and their copies for
+    the solver.
+    """
     found = list[np.ndarray]()
     for grams in batches(map(_gram, deltas), lambda gram: 2 * gram.nbytes):
         values = eigenvalues_of_each(grams)
@@ -98,11 +94,6 @@ def spectrum_of(sigma: np.ndarray) -> Spectrum:
     chosen = np.unique(np.geomspace(1, max(sigma.size, 1), min(POINTS, sigma.size)).round())
     index = chosen.astype(np.int64)
     return Spectrum(index, sigma[index - 1], energy[index - 1], effective, stable)
-
-
-def spectrum(delta: torch.Tensor) -> Spectrum:
-    """The exact spectrum of one delta `[out, in]` float32."""
-    return spectrum_of(singular_values(delta))
 
 
 def group_spectra(

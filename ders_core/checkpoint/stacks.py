@@ -116,10 +116,11 @@ class MatrixStack(ABC):
         """`[K, out]` in the storage dtype."""
         return torch.stack([bias.read()[:, 0] for bias in self.added])
 
-    def read_ahead(self, first: int = 0) -> None:
+    def read_ahead(self, first: int = 0, at_once: int = CACHED_SLAB_BYTES) -> None:
         """Ask the system to read the matrices, from a number on, from a local disk into its page
         cache, without waiting for it; not if they are read past it, or memory is short, where they
-        would push out what is read now."""
+        would push out what is read now. at_once: so many bytes of all matrices are read then at a
+        time."""
         if free_memory(torch.device("cpu")) < 2 * self.nbytes:
             return
         chosen = self.matrices[first:]
@@ -128,14 +129,14 @@ class MatrixStack(ABC):
         if not tensors:
             return
         with suppress(OSError):
-            if not tensors[0].is_remote and not self._is_read_past_cache(tensors[0].file):
+            if not tensors[0].is_remote and not self._is_read_past_cache(tensors[0].file, at_once):
                 threading.Thread(target=_will_need, args=(tensors,), daemon=True).start()
 
-    def _is_read_past_cache(self, file: Path) -> bool:
-        """Whether so much is read at a time that it goes past the cache."""
+    def _is_read_past_cache(self, file: Path, at_once: int) -> bool:
+        """Whether so many bytes of all matrices, read at a time, go past the cache."""
         first = self.matrices[0]
-        at_once = min(first.nbytes, CACHED_SLAB_BYTES // len(self.matrices))
-        return first.slot.is_contiguous and goes_past_cache(file, at_once)
+        of_each = min(first.nbytes, at_once // len(self.matrices))
+        return first.slot.is_contiguous and goes_past_cache(file, of_each)
 
     def middle(self, lines: int, values: int) -> np.ndarray:
         """`[K, n]` float32: a few rows of each matrix (see `Matrix.middle`)."""

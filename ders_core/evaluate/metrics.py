@@ -49,11 +49,12 @@ class Totals:
         """KL(reference ‖ model) and agreements with the reference's answers to the same window.
 
         Routings are compared if both were seen, with as many MoE layers and as many experts. A GPU
-        is waited for once.
+        is waited for once for the sums, and to copy the reference's log-probabilities: pinned
+        memory for these would be hundreds of megabytes, which torch keeps.
         """
         device = answers.log_probs.device
         found = [
-            divergences(sent(reference.log_probs, device), answers.log_probs),
+            divergences(reference.log_probs.to(device), answers.log_probs),
             answers.log_probs.argmax(-1),
         ]
         if (

@@ -70,7 +70,7 @@ _paces: defaultdict[int, _Pace] = defaultdict(_Pace)
 
 
 class _Reader(threading.local):
-    """Whether this thread reads what nobody waits to read a second time."""
+    """Whether this thread reads what nobody reads a second time."""
 
     reads_once = False
 
@@ -80,8 +80,8 @@ _reader = _Reader()
 
 @contextmanager
 def reading_once() -> Iterator[None]:
-    """Within it, this thread reads what is not read again, or is little beside what is written
-    meanwhile: past the cache, however slow a disk is."""
+    """Within it, this thread reads what is not read again: past the cache, however slow a disk
+    is."""
     before, _reader.reads_once = _reader.reads_once, True
     try:
         yield

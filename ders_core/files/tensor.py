@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote, read_range, read_ranges
 from ders_core.files.cold_reads import fill
+from ders_core.files.desks import BLOCK
 from ders_core.files.dtype import Dtype
 from ders_core.files.numbers import WORDS
 from ders_core.files.place_errors import reading
@@ -187,8 +188,11 @@ class FileTensor(NamedTuple):
             for begin in range(self.begin, self.end, REMOTE_CHUNK_BYTES):
                 yield read_range(self.file, begin, min(begin + REMOTE_CHUNK_BYTES, self.end))
             return
-        for begin in range(self.begin, self.end, CHUNK_BYTES):
-            memory = np.empty(min(CHUNK_BYTES, self.end - begin), np.uint8)
+        begin = self.begin
+        while begin < self.end:
+            end = begin + CHUNK_BYTES
+            end = min(end - end % BLOCK, self.end)  # so that one read past the cache gives a chunk
+            memory = np.empty(end - begin, np.uint8)
             with reading(self.file):
                 try:
                     fill(self.file, begin, memory)
@@ -197,6 +201,7 @@ class FileTensor(NamedTuple):
                         f"{self.file.name} ends inside tensor {self.name!r}; copy the file again"
                     ) from error
             yield memoryview(memory)  # type: ignore[arg-type]
+            begin = end
 
     def sources(self) -> tuple[FileTensor, ...]:
         return (self,)

@@ -151,6 +151,7 @@ def _hashed(
         if len(chunk) < HASHED_APART_BYTES:
             digest.update(chunk)
             yield chunk
+            del chunk
             continue
         added = pool.submit(digest.update, chunk)
         try:

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 from support.messages import raises_saying
-from support.once_reads import noted_reads
 
 from ders_core.analysis import (
     Analysis,
@@ -20,7 +19,6 @@ from ders_core.analysis import (
     analyzer,
     of_group,
 )
-from ders_core.analysis.spectra import Spectra
 from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.matrix import Matrix
@@ -140,24 +138,6 @@ def test_a_group_that_fits_is_read_once(mixtral_dir: Path, monkeypatch: pytest.M
     for name in COLUMNS:
         one, other = (getattr(each, name) for each in tables.values())
         pd.testing.assert_frame_equal(one, other, check_exact=True)
-
-
-@pytest.mark.parametrize(
-    ("spectra", "kept", "is_once"),
-    [("none", 0, True), ("exact", 1 << 30, True), ("exact", 0, False)],
-)
-def test_what_is_read_once_goes_past_the_cache(
-    mixtral_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    spectra: Spectra,
-    kept: int,
-    is_once: bool,
-) -> None:
-    """What is read twice may come from the cache the second time."""
-    seen = noted_reads(monkeypatch)
-    monkeypatch.setattr(analyzer, "KEPT_BYTES", kept)
-    analyze(open_checkpoint(mixtral_dir), spectra=spectra)
-    assert set(seen) == {is_once}
 
 
 def test_progress_counts_bytes_and_can_stop(mixtral_dir: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from support.counted_device import DEVICE, counted_waits
 
-from ders_core.analysis import head as heads
-from ders_core.analysis.head import HEAD, PRODUCTS, head
+from ders_core.analysis import head
+from ders_core.analysis.head import HEAD, PRODUCTS, heads
 from ders_core.compute.orthonormal import ORTHOGONAL
 from ders_core.compute.threads import IdleThreads, side_by_side, threads_of_torch
 
@@ -83,7 +83,7 @@ def matrix_of(sigma: np.ndarray) -> torch.Tensor:
 )
 def test_values_are_as_near_as_is_said(sigma: np.ndarray, share: float, turned: bool) -> None:
     matrix, wanted = matrix_of(sigma), sigma[:HEAD]
-    values = head(matrix.T.contiguous() if turned else matrix)
+    (values,) = heads([matrix.T.contiguous() if turned else matrix])
     assert values.shape == (HEAD,)
     assert (values[1:] <= values[:-1]).all()
     rounding = ORTHOGONAL * wanted[0]
@@ -102,7 +102,7 @@ def test_a_device_is_not_asked_what_is_orthogonal(name: str, share: float) -> No
     """Where rounding leaves nothing but itself, its vectors are zeros."""
     matrix, wanted = matrix_of((STANDING_OUT | HARDER)[name]), (STANDING_OUT | HARDER)[name][:HEAD]
     with counted_waits() as counted:
-        values = head(matrix.to(DEVICE))
+        (values,) = heads([matrix.to(DEVICE)])
     assert counted.total() <= PRODUCTS
     assert (values - wanted).max() < ORTHOGONAL * wanted[0]
     assert (wanted - values <= share * wanted + ORTHOGONAL * wanted[0]).all()
@@ -119,7 +119,7 @@ def test_more_products_are_made_only_where_they_are_needed(
     never settles."""
     made = list[str]()
     for product in ("with_rows", "with_columns"):
-        multiply = getattr(heads, product)
+        multiply = getattr(head, product)
 
         def counted(
             matrix: torch.Tensor,
@@ -131,9 +131,9 @@ def test_more_products_are_made_only_where_they_are_needed(
             made.append(product)
             return multiply(matrix, block, idle)
 
-        monkeypatch.setattr(heads, product, counted)
+        monkeypatch.setattr(head, product, counted)
     matrix = matrix_of((STANDING_OUT | HARDER)[name])
-    head(matrix.T.contiguous() if turned else matrix)
+    heads([matrix.T.contiguous() if turned else matrix])
     assert least <= len(made) <= most
     assert abs(made.count("with_rows") - made.count("with_columns")) <= 1
 
@@ -143,10 +143,10 @@ def test_pieces_give_the_whole_product(values: int, monkeypatch: pytest.MonkeyPa
     random = torch.Generator().manual_seed(1)
     matrix, block = torch.randn(100, 30, generator=random), torch.randn(7, 30, generator=random)
     exact, exact_block = matrix.double(), block.double()
-    monkeypatch.setattr(heads, "PIECE_VALUES", values)
-    monkeypatch.setattr(heads, "PIECE_COLUMNS", min(values, 40))
-    rows = heads.with_rows(matrix, block).double()
-    columns = heads.with_columns(matrix.T.contiguous(), block).double()
+    monkeypatch.setattr(head, "PIECE_VALUES", values)
+    monkeypatch.setattr(head, "PIECE_COLUMNS", min(values, 40))
+    rows = head.with_rows(matrix, block).double()
+    columns = head.with_columns(matrix.T.contiguous(), block).double()
     wanted = exact_block @ exact.T
     torch.testing.assert_close(rows, wanted, rtol=0, atol=1e-5)
     torch.testing.assert_close(columns, wanted, rtol=0, atol=1e-5)
@@ -157,9 +157,9 @@ def test_values_are_the_same_with_any_help() -> None:
     matrices = [matrix_of(HARDER[name]) for name in ("noise", "8 far", "falls")]
     matrices[1] = matrices[1].T.contiguous()
     with threads_of_torch(4), side_by_side(torch.device("cpu")) as pool:
-        alone = [head(matrix) for matrix in matrices]
+        alone = [heads([matrix])[0] for matrix in matrices]
         idle = IdleThreads(pool, 3)
         for values, wanted in zip(
-            pool.map(lambda matrix: head(matrix, idle), matrices), alone, strict=True
+            pool.map(lambda matrix: heads([matrix], idle)[0], matrices), alone, strict=True
         ):
             np.testing.assert_array_equal(values, wanted)

@@ -12,8 +12,8 @@ import torch
 from support.messages import raises_saying
 
 from ders_core.analysis import Analysis, analyze, expected, of_group, rank_for_energy
-from ders_core.analysis.head import HEAD, head
-from ders_core.analysis.krylov import BLOCK, STEPS, curve
+from ders_core.analysis.head import HEAD, heads
+from ders_core.analysis.krylov import BLOCK, STEPS, curves
 from ders_core.analysis.spectra import spectrum_of
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import LowRank
@@ -85,7 +85,7 @@ def exact(delta: torch.Tensor) -> np.ndarray:
 def test_the_head_is_within_what_it_promises(delta: torch.Tensor, dtype: torch.dtype) -> None:
     wanted = exact(delta)[:HEAD]
     for matrix in (delta, delta.T):
-        sigmas = head(matrix.to(dtype))
+        (sigmas,) = heads([matrix.to(dtype)])
         floor = 0.002 * wanted[0]  # what lies below the rounding of Δ is noise
         assert np.abs(sigmas - wanted).max() < max(0.02 * wanted[-1], floor)
         assert (sigmas[1:] <= sigmas[:-1]).all()
@@ -95,7 +95,7 @@ def test_the_head_is_within_what_it_promises(delta: torch.Tensor, dtype: torch.d
 def test_the_curve_is_within_what_it_promises(delta: torch.Tensor, dtype: torch.dtype) -> None:
     wanted = exact(delta)
     energy = float((wanted**2).sum())
-    sigmas = curve(delta.to(dtype), energy)
+    (sigmas,) = curves([delta.to(dtype)], [energy])
     assert sigmas.shape == wanted.shape
     assert (sigmas**2).sum() == pytest.approx(energy, rel=0.005)
     kept = np.cumsum(sigmas**2) / energy
@@ -125,7 +125,7 @@ def test_an_exactly_low_rank_is_not_lifted_by_rounding(
     wanted = values_of_product(*factors(rank))
     energies = [float(values.double().square().sum()) for values in (delta, delta.to(dtype))]
     for energy in energies:
-        estimate = curve(delta.to(dtype).T, energy)
+        (estimate,) = curves([delta.to(dtype).T], [energy])
         assert np.count_nonzero(estimate) == rank
         np.testing.assert_allclose(estimate[:rank], wanted, rtol=0.02)
         assert (estimate**2).sum() == pytest.approx(energy)
@@ -140,7 +140,7 @@ def test_an_exactly_low_rank_is_not_lifted_by_rounding(
 def test_noise_above_the_rounding_is_kept(dtype: torch.dtype, noise: float, error: float) -> None:
     delta = low_rank(5, noise)
     wanted = exact(delta)
-    estimate = curve(delta.to(dtype), float((wanted**2).sum()))
+    (estimate,) = curves([delta.to(dtype)], [float((wanted**2).sum())])
     effective = spectrum_of(wanted).effective_rank
     assert effective > 1.1 * spectrum_of(wanted[:5]).effective_rank
     assert spectrum_of(estimate).effective_rank == pytest.approx(effective, rel=error)
@@ -160,13 +160,13 @@ def test_the_squares_of_a_low_rank_do_not_exceed_its_energy(dtype: torch.dtype) 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_delta_of_zeros_has_a_spectrum_of_zeros(dtype: torch.dtype) -> None:
     delta = torch.zeros(SHAPE, dtype=dtype)
-    assert not curve(delta, 0.0).any()
-    assert not head(delta).any()
+    assert not curves([delta], [0.0])[0].any()
+    assert not heads([delta])[0].any()
 
 
 def test_the_same_delta_gives_the_same_numbers() -> None:
     delta = delta_of("noisy")
-    np.testing.assert_array_equal(head(delta), head(delta.clone()))
+    np.testing.assert_array_equal(heads([delta])[0], heads([delta.clone()])[0])
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ders_core.analysis import Analysis, deltas, rank_for_energy, spectra
-from ders_core.analysis.spectra import POINTS, singular_values, spectrum
+from ders_core.analysis.spectra import POINTS, singular_values_of_each, spectrum_of
 from ders_core.compute import threads
 from ders_core.decompose.averages import around_mean
 from ders_core.packed.open import open_checkpoint
@@ -22,21 +22,23 @@ def test_singular_values_are_numpys(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     delta = torch.randn(shape)
     wanted = np.linalg.svd(delta.double().numpy(), compute_uv=False)
-    np.testing.assert_allclose(singular_values(delta), wanted, rtol=1e-6, atol=1e-6 * wanted[0])
+    (values,) = singular_values_of_each([delta])
+    np.testing.assert_allclose(values, wanted, rtol=1e-6, atol=1e-6 * wanted[0])
 
 
 def test_ranks_of_known_spectra() -> None:
-    flat = spectrum(torch.eye(32))
+    matrices = [torch.eye(32), torch.outer(torch.randn(30), torch.randn(40))]
+    matrices += [torch.randn(400, 500), torch.zeros(5, 6)]
+    flat, one, long, nothing = map(
+        spectrum_of, (singular_values_of_each([matrix])[0] for matrix in matrices)
+    )
     assert flat.effective_rank == pytest.approx(32)
     assert flat.stable_rank == pytest.approx(32)
-    one = spectrum(torch.outer(torch.randn(30), torch.randn(40)))
     assert one.stable_rank == pytest.approx(1, abs=1e-3)
-    long = spectrum(torch.randn(400, 500))
     assert len(long.index) <= POINTS
     assert long.index[0] == 1
     assert long.index[-1] == 400
     assert long.energy[-1] == pytest.approx(1)
-    nothing = spectrum(torch.zeros(5, 6))
     assert nothing.effective_rank == 0
 
 

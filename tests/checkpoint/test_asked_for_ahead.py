@@ -43,9 +43,13 @@ def test_what_is_read_past_the_cache_is_not_asked_for_ahead(
     assert not begun
     group_of(tmp_path / "b.safetensors", np.zeros((2, rows - 1, 16), np.float32)).read_ahead()
     assert len(begun) == 1
+    group_of(tmp_path / "a.safetensors", np.zeros((2, rows, 16), np.float32)).read_ahead(
+        at_once=2 * LARGE_BYTES - 1
+    )
+    assert len(begun) == 2
     lying = np.zeros((2, rows, 16), np.float32)
     group_of(tmp_path / "c.safetensors", lying, "expert in out").read_ahead()
-    assert len(begun) == 2
+    assert len(begun) == 3
 
 
 def test_nothing_is_read_ahead_where_memory_is_short(

@@ -105,6 +105,20 @@ def test_what_is_pushed_is_popped(
     assert popped(states.tolist(), words.tolist(), asked) == (wanted, [START] * lanes, [])
 
 
+@pytest.mark.parametrize("lanes", [0, 1, 8])
+def test_loops_may_look_at_a_word_a_lane_behind_the_last(lanes: int) -> None:
+    """Without lanes too, where a loop is lent one."""
+    popper = Popper(np.full(lanes, START, np.uint32), np.arange(1, 4, dtype=np.uint16))
+
+    def read(states: np.ndarray, words: np.ndarray, at: int, end: int) -> int:
+        assert words[at:end].tolist() == [1, 2, 3]
+        assert words[end:].tolist() == [0] * len(states)
+        return end
+
+    popper.lend(read)
+    popper.done()
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     counts=st.lists(st.one_of(st.just(0), st.integers(1, 9), st.integers(1, 2**40)), min_size=1),

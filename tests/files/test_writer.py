@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import weakref
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +27,7 @@ from ders_core.files.model_files import INDEX, index_name
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import TensorStore
 from ders_core.files.writer import (
+    HASHED_APART_BYTES,
     encode_header,
     file_bytes,
     file_order,
@@ -117,6 +121,23 @@ def test_a_reader_that_yields_too_little_leaves_no_file(tmp_path: Path) -> None:
     with raises_saying(AssertionError, "promised"):
         write_file(path, {"a": TensorSpec(Dtype.U8, (4,))}, lambda name: [b"abc"])
     assert not path.exists()
+
+
+@pytest.mark.parametrize("sizes", [(10, 3), (10, HASHED_APART_BYTES), (HASHED_APART_BYTES, 3)])
+def test_a_piece_is_free_when_the_next_is_asked_for(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    """Whether another thread hashes it or not: its memory may be what the next one needs."""
+    pieces = [np.zeros(size, np.uint8) for size in sizes]
+    gone = [weakref.ref(piece) for piece in pieces]
+
+    def read(name: str) -> Iterator[memoryview]:
+        for seen in gone:
+            yield memoryview(pieces.pop(0))  # type: ignore[arg-type]
+            assert seen() is None
+
+    spec = TensorSpec(Dtype.U8, (sum(sizes),))
+    sums = write_file(tmp_path / "a", {"a": spec}, read)
+    assert sums == {"a": hashlib.sha256(bytes(sum(sizes))).hexdigest()}
+    assert not pieces
 
 
 def test_an_interrupted_write_keeps_the_file_that_was_there(tmp_path: Path) -> None:

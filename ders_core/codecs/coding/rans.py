@@ -194,7 +194,8 @@ class Popper:
             raise damaged()
         self._states = states.astype(np.uint32)
         self._end, self._at = len(words), 0
-        self._words = fresh_array(len(words) + len(states), np.uint16)
+        spare = max(len(states), 1)  # loops read so many words behind the last; `lend` has a lane
+        self._words = fresh_array(len(words) + spare, np.uint16)
         self._words[: len(words)], self._words[len(words) :] = words, 0
 
     def pop(self, count: int, table: Table) -> np.ndarray:
