@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -25,7 +26,7 @@ from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable, TunedKind
-from ders_core.compute.buffers import return_small_blocks
+from ders_core.compute.buffers import held_elsewhere
 from ders_core.compute.krylov import TILE_BYTES, Triples
 from ders_core.compute.sent import sent
 from ders_core.files.dtype import Dtype
@@ -39,7 +40,7 @@ EXACT_BYTES = 22
 """A weight, that an exact SVD holds at most."""
 
 LARGE = 1 << 24
-"""Entries of a matrix from which on memory goes back to the system after it."""
+"""Entries of a matrix from which on blocks of its Krylov space go back to the system after it."""
 
 FactorBits = Literal[2, 3, 4, 5, 6, 7, 8]
 
@@ -243,11 +244,10 @@ class LowRank(DeltaCodec):
         rank = self._rank(deltas.shape, Dtype.of(context.dtype))
         metric = _metric(deltas.device, context)
         found = None if self._is_exact(deltas.shape, rank) else rank
-        triples = triples_of(deltas, metric, found, context.seed)
-        parts = self._encoded(deltas, first(rank, triples), metric, context)
-        if math.prod(deltas.shape) >= LARGE:  # the allocator would keep blocks of the Krylov space
-            return_small_blocks()
-        return parts
+        is_large = math.prod(deltas.shape) >= LARGE
+        with held_elsewhere(self.beside_bytes(deltas.shape)) if is_large else nullcontext():
+            triples = triples_of(deltas, metric, found, context.seed)
+            return self._encoded(deltas, first(rank, triples), metric, context)
 
     def encode_each(
         self, deltas: Sequence[torch.Tensor], contexts: Sequence[EncodeContext]

@@ -86,11 +86,13 @@ _free: list[np.ndarray] = []
 @dataclass
 class _Account:
     """in_use: bytes that were taken and not given back. works: how many calls of `memory_is_reused`
-    have not ended. most: bytes that were in use at once since the first of these began."""
+    have not ended. most: bytes that were in use at once since the first of these began. elsewhere:
+    bytes that the allocator gives out meanwhile."""
 
     in_use: int = 0
     works: int = 0
     most: int = 0
+    elsewhere: int = 0
 
 
 _account = _Account()
@@ -112,6 +114,21 @@ def memory_is_reused() -> Iterator[None]:
         with _lock:
             _account.works -= 1
             _return_surplus()
+
+
+@contextmanager
+def held_elsewhere(nbytes: int) -> Iterator[None]:
+    """Within it, keep so many bytes less: about as many, in small blocks, are the allocator's. At
+    the end it gives them back to the system."""
+    with _lock:
+        _account.elsewhere += nbytes
+        _return_surplus()
+    try:
+        yield
+    finally:
+        with _lock:
+            _account.elsewhere -= nbytes
+        return_small_blocks()
 
 
 def return_small_blocks() -> None:
@@ -215,6 +232,6 @@ def _return_surplus() -> None:
     """Return the oldest kept blocks to the system, down to what may be kept."""
     most = KEPT_BYTES
     if _account.works:
-        most = max(REUSED_BYTES, _account.most) - _account.in_use
-    while sum(free.size for free in _free) > most:
+        most = max(REUSED_BYTES, _account.most) - _account.in_use - _account.elsewhere
+    while _free and sum(free.size for free in _free) > most:
         _free.pop(0)
