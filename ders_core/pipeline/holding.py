@@ -27,9 +27,9 @@ def holding_of(
 
     Nothing is if less than half would fit, with what codecs need, which is more with a calibration,
     if not one expert could be read ahead, or if two that are done with do not leave room for all
-    threads: what the system reads ahead serves better then. Nor where a group is encoded on a GPU, whose
-    copies come from pinned memory; where bases are coded, tried one after another, or made of whole
-    experts; nor of a source whose numbers are computed, or that is at an address.
+    threads: what the system reads ahead serves better then. Nor where a group is encoded on a GPU,
+    whose copies come from pinned memory; where bases are coded, tried one after another, or made of
+    whole experts; nor of a source whose numbers are computed, or that is at an address.
     """
     base, form = recipe.base, base_form(recipe, group)
     where = codec.device_of(device)
