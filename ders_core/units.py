@@ -66,15 +66,16 @@ def for_column(format: str, numbers: Iterable[float]) -> str:
     return format.replace(found[0], f"%{found[1]}.{places}f")
 
 
-def bytes_text(count: float) -> str:
-    """Bytes in powers of ten: '26.4 MB'."""
-    if abs(count) < 999.5:
-        return f"{count:.3g} B"
+def bytes_text(count: float, digits: int = 3) -> str:
+    """Bytes in powers of ten: '26.4 MB', or '26 MB' to two digits."""
+    unrounded = 1000 - 5 * 10.0 ** (2 - digits)
+    if abs(count) < unrounded:
+        return f"{float(f'{count:.{digits}g}'):g} B"
     for unit in ("kB", "MB", "GB"):
         count /= 1000
-        if abs(count) < 999.5:
-            return f"{number_text(count)} {unit}"
-    return f"{number_text(count / 1000)} TB"
+        if abs(count) < unrounded:
+            return f"{number_text(count, digits)} {unit}"
+    return f"{number_text(count / 1000, digits)} TB"
 
 
 def count_text(count: float) -> str:

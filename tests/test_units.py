@@ -80,3 +80,9 @@ def test_lines_become_one() -> None:
 )
 def test_a_format_writes_numbers_the_same_way(format: str, number: float, text: str) -> None:
     assert formatted(format, number) == text
+
+
+def test_bytes_to_two_digits() -> None:
+    counts = (12, 989, 996, 6e6, 12.3e6, 994e6, 996e6)
+    expected = ["12 B", "990 B", "1.0 kB", "6.0 MB", "12 MB", "990 MB", "1.0 GB"]
+    assert [bytes_text(count, 2) for count in counts] == expected

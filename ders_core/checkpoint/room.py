@@ -16,7 +16,7 @@ from ders_core.later import torch
 
 
 class NotWanted(Exception):
-    """A group that is read ahead will not be asked for."""
+    """A group that is read ahead will not be asked for, or an expert that waits for room."""
 
 
 class Room:
@@ -56,13 +56,20 @@ class Room:
     @contextmanager
     def beside(self, nbytes: int, most: int) -> Iterator[None]:
         """A block that needs so many bytes. Wait until held matrices and all such blocks take at
-        most `most` bytes with them, or there is no other block, so that there is always one."""
+        most `most` bytes with them, or there is no other block, so that there is always one. Raises
+        NotWanted where the turn that this thread works in (`working_in`) is over."""
+        turn = _working.turn
+
+        def is_over() -> bool:
+            return turn is not None and turn.is_over
 
         def is_free() -> bool:
             return not self._beside or self._taken + self._beside + nbytes <= most
 
         with self._changed:
-            self._changed.wait_for(is_free)
+            self._changed.wait_for(lambda: is_over() or is_free())
+            if is_over():
+                raise NotWanted
             self._beside += nbytes
         try:
             yield
@@ -78,8 +85,9 @@ class Room:
 
 
 class Turn:
-    """Of a group that is read ahead. has_come: whether it is asked for by now, so that its reading
-    waits for nothing. is_over: whether nobody will ask for it."""
+    """Of a group that is read ahead, or of one that is worked on. has_come: whether it is asked for
+    by now, so that its reading waits for nothing. is_over: whether nobody will ask for it, or for
+    the rest of it."""
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
@@ -94,6 +102,25 @@ class Turn:
         with self._changed:
             self.is_over = True
             self._changed.notify_all()
+
+
+class _Working(threading.local):
+    """The turn that this thread works in."""
+
+    turn: Turn | None = None
+
+
+_working = _Working()
+
+
+@contextmanager
+def working_in(turn: Turn) -> Iterator[None]:
+    """In this thread: wait for room no longer than the turn lasts."""
+    before, _working.turn = _working.turn, turn
+    try:
+        yield
+    finally:
+        _working.turn = before
 
 
 ROOM = Room()

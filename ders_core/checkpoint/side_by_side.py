@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from ders_core.checkpoint.piece_buffers import Lend, PieceBuffer
+from ders_core.checkpoint.room import ROOM, working_in
 from ders_core.later import torch
 
 R = TypeVar("R")
@@ -80,6 +81,7 @@ class SideBySide(Generic[R]):
         self._running: deque[tuple[int, Reading, Future[R]]] = deque()
         self._unseen: deque[Reading] = deque()
         self._shown: list[Future[None]] = []
+        self._turn = ROOM.at_once()
 
     def each(self, threads: int) -> Generator[tuple[int, R], None, None]:
         """(number, `use(number, matrix)`) in order."""
@@ -100,7 +102,8 @@ class SideBySide(Generic[R]):
             showing.result()
 
     def end(self) -> None:
-        """Begin nothing more."""
+        """Begin nothing more, and let nothing wait for room."""
+        self._turn.cancel()
         for _, reading, worked in self._running:
             reading.cancel()
             worked.cancel()
@@ -131,7 +134,8 @@ class SideBySide(Generic[R]):
         buffer = reading.result()
         assert buffer is not None
         try:
-            return self._use(number, buffer.take())
+            with working_in(self._turn):
+                return self._use(number, buffer.take())
         finally:
             self._free.give_back(buffer)
 

@@ -193,11 +193,11 @@ def _print_outlook(planned: Plan, foretold: Forecast, how: str) -> None:
     from ders_core.pipeline.without_loss import lossless_note
 
     share = share_text(foretold.bytes_after / planned.bytes_before)
-    before, after = bytes_text(planned.bytes_before), bytes_text(foretold.bytes_after)
+    before, told = bytes_text(planned.bytes_before), foretold.bytes_after
     if foretold.exact:
-        after = f"{after}, exactly {foretold.bytes_after:,} bytes"
+        after = f"{bytes_text(told)}, exactly {told:,} bytes"
     else:
-        after = f"about {after}{how}"
+        after = f"about {bytes_text(told, 2)}{how}"
     print_line(f"weight files: {before} → {after} ({share} of original)")
     if foretold.outlook.text:
         print_line(foretold.outlook.text)

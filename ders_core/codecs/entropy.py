@@ -39,8 +39,7 @@ from ders_core.compute import gaussian_error
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
-from ders_core.later import torch
-from ders_core.units import number_text
+from ders_core.later import np, torch
 
 MOST_FAR = 1e-3
 """Share of entries so many steps from zero that several multiples share a code, where a knob
@@ -48,6 +47,9 @@ decides."""
 
 MOST_BYTES = 2
 """Of an entry, where a knob decides."""
+
+KNOB_DIGITS = 6
+"""Significant digits of a knob in its label, which tells one from another."""
 
 LADDER_STEP = 1.0
 """Octaves between the knobs of its ladder."""
@@ -135,7 +137,13 @@ class Entropy(DeltaCodec):
 
     @property
     def label(self) -> str:
-        strength = f"{self.bits:g} bits" if self.knob is None else f"knob {number_text(self.knob)}"
+        if self.knob is None:
+            strength = f"{self.bits:g} bits"
+        else:
+            digits = np.format_float_positional(
+                self.knob, precision=KNOB_DIGITS, fractional=False, trim="-"
+            )
+            strength = f"knob {digits}"
         extras = [
             self.rounding if self.rounding != "nearest" else "",
             "sensitive steps" if self.steps == "sensitive" else "",

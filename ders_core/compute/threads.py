@@ -27,8 +27,9 @@ WORKING_BYTES = 1_200_000_000
 experts of Mixtral's size at a time, however many threads there are."""
 
 
-HELPING_BYTES = 1 << 27
-"""What threads that help another one with its pieces may hold together."""
+HELPING_BYTES = 150_000_000
+"""What threads that help another one with its pieces may hold together: rounding some rows of
+Mixtral's widest matrices so that errors make up takes nearly as much."""
 
 
 class _Given(threading.local):
@@ -143,14 +144,17 @@ class IdleThreads:
 
         several = self.count + self.spare_count if len(left) > 1 else 0
         count = several if most is None else min(several, most)
-        helpers = [self._asked.add(take) for _ in range(count)]
-        # the pool's own tasks come first: until these are all begun, nobody of it helps
-        for _ in range(self.count if helpers else 0):
-            self.pool.submit(self._asked.serve)
-        for _ in range(self.spare_count if helpers else 0):
-            assert self.spare is not None
-            self.spare.submit(self._asked.serve)
+        helpers = list[Future[None]]()
         try:
+            for _ in range(count):
+                helpers.append(self._asked.add(take))
+            # tasks that the pool was given before come first: until these are begun, nobody of it
+            # helps
+            for _ in range(self.count if helpers else 0):
+                self.pool.submit(self._asked.serve)
+            for _ in range(self.spare_count if helpers else 0):
+                assert self.spare is not None
+                self.spare.submit(self._asked.serve)
             take()
         finally:
             left.clear()
@@ -183,10 +187,10 @@ class _Asked:
 
     def serve(self) -> None:
         """Call the next one, if any is left."""
-        try:
+        with self._changed:
+            if not self._open:
+                return
             helper, take = self._open.popleft()
-        except IndexError:
-            return
         if not helper.set_running_or_notify_cancel():
             return
         try:
@@ -244,9 +248,16 @@ def each_piece(work: Callable[[T], object], pieces: Iterable[T], held: int = 0) 
 def result_of(done: Future[R]) -> R:
     """What another thread computes, which may ask for help meanwhile: this one gives it, if it is
     helped by the same."""
-    if _helped.idle is not None:
-        _helped.idle.until(done)
+    wait_for(done)
     return done.result()
+
+
+def wait_for(done: Future[R]) -> None:
+    """Wait until this is done or has failed, as `result_of`."""
+    if _helped.idle is None:
+        wait([done])
+    else:
+        _helped.idle.until(done)
 
 
 def in_this_mode(function: Callable[P, R]) -> Callable[P, R]:

@@ -27,7 +27,8 @@ def factorize(matrix: torch.Tensor) -> torch.Tensor:
         corner = matrix[here, here].double() - known @ known.mT
         corner, failed = torch.linalg.cholesky_ex(corner.flip(0, 1), upper=False)
         corner, is_definite = corner.flip(0, 1), is_definite & (failed == 0)
-        each_piece(partial(_solve, matrix, here, known, corner.mT), pieces(here.start, COLUMNS))
+        solve = partial(_solve, matrix, here, known, corner.mT)
+        each_piece(solve, pieces(here.start, COLUMNS), 8 * COLUMNS * size)
         matrix[here, here] = corner
         matrix[here, : here.start] = 0
     return is_definite
@@ -44,13 +45,15 @@ def _solve(
 
 def invert(upper: torch.Tensor) -> None:
     """An upper triangular matrix `[n, n]`, float32 or float64, becomes its inverse."""
-    for here in pieces(len(upper), COLUMNS):
+    size = len(upper)
+    for here in pieces(size, COLUMNS):
         exact = upper[here, here].double()
         unit = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
         corner = torch.linalg.solve_triangular(exact, unit, upper=True)
         column = upper[: here.start, here].double() @ -corner
         # of columns before, the inverse is there
-        each_piece(partial(_invert, upper, here, column), pieces(here.start, COLUMNS))
+        invert_rows = partial(_invert, upper, here, column)
+        each_piece(invert_rows, pieces(here.start, COLUMNS), 8 * COLUMNS * size)
         upper[here, here] = corner
 
 

@@ -8,7 +8,7 @@ from ders_core.checkpoint.side_by_side import UNUSED
 from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES
 from ders_core.checkpoint.streaming import CACHED_SLABS, SLAB_BYTES, SLABS
 from ders_core.codecs.group import GroupCodec
-from ders_core.compute.threads import available_threads, threads_for
+from ders_core.compute.threads import HELPING_BYTES, available_threads, threads_for
 from ders_core.pipeline.needed_beside import needed_beside
 from ders_core.pipeline.plan import base_form
 from ders_core.recipe import Recipe
@@ -25,10 +25,11 @@ def holding_of(
     """What is held of a large group from before its base is made until its deltas are encoded; None
     where nothing is. device: as of `EncodeTask`.
 
-    Nothing is if less than half would fit, with what codecs need, which is more with a calibration:
-    what the system reads ahead serves better then. Nor where a group is encoded on a GPU, whose
-    copies come from pinned memory; where bases are coded, tried one after another, or made of whole
-    experts; nor of a source whose numbers are computed, or that is at an address.
+    Nothing is if less than half would fit, with what codecs need, which is more with a calibration,
+    if not one expert could be read ahead, or if two that are done with do not leave room for all
+    threads: what the system reads ahead serves better then. Nor where a group is encoded on a GPU,
+    whose copies come from pinned memory; where bases are coded, tried one after another, or made of
+    whole experts; nor of a source whose numbers are computed, or that is at an address.
     """
     base, form = recipe.base, base_form(recipe, group)
     where = codec.device_of(device)
@@ -44,10 +45,14 @@ def holding_of(
     if form.count is None:
         slabs = min(available_threads(), CACHED_SLABS) * CACHED_SLAB_BYTES
     left = MOST_BYTES - (form.count or 1) * matrix - shared
+    if recipe.calibration and available_threads() > threads:  # the others help with moments
+        left -= threads * HELPING_BYTES
     count = min((left - max(beside, slabs)) // matrix, experts)
     if count <= experts // 2:
         return None
     # at first one expert may be encoded alone, until its memory is free (`Encoder`): what is read
     # ahead leaves room for all threads, for what waits to be written, and for what is not held
     ahead = left - (threads + UNUSED) * beside - min(threads + 1, experts - count) * matrix
-    return Holding(count, min(max(ahead, 0), count * matrix), beside, left)
+    if ahead < matrix or (count - 2) * matrix + threads * beside > left:
+        return None
+    return Holding(count, min(ahead, count * matrix), beside, left)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from ders_core.codecs import EncodeContext
 from ders_core.codecs.curvature import Curvature
@@ -28,6 +27,9 @@ from ders_core.pipeline.noise import Deviation
 OUTPUT_ROWS = 1024
 """Rows of a matrix by which the error of its outputs is judged, if it has more: products of all of
 them with full moments take longer than rounding that makes up for errors."""
+
+OUTPUT_BYTES = 16
+"""Of each entry of rows whose outputs are judged: four values in float32."""
 
 
 @dataclass(frozen=True)
@@ -198,11 +200,10 @@ class Judge:
                 noise_cost = deviation.noise_cost(kept, self.charge, moments)
             if self.router is not None:
                 router_noise = deviation.noise_cost(kept, self.router, moments)
-        costs = torch.stack([output, self._energy, noise_cost, router_noise])
+        costs = torch.stack([output, self._energy_of_outputs(), noise_cost, router_noise])
         return torch.cat([squares, own, costs, probe, correlated])
 
-    @cached_property
-    def _energy(self) -> torch.Tensor:
+    def _energy_of_outputs(self) -> torch.Tensor:
         """E‖Wx‖² of the chosen rows; 0 without second moments."""
         return self._of_outputs(lambda rows: self.weight[rows].float())
 
@@ -218,7 +219,8 @@ class Judge:
         def add(number: int) -> None:
             squares[number] = inputs.output_squared(error(chosen[number]))
 
-        each_piece(add, range(len(chosen)))
+        rows = max(map(len, chosen), default=0)
+        each_piece(add, range(len(chosen)), OUTPUT_BYTES * rows * self.weight.shape[1])
         for some in squares:
             total = total + some
         return total

@@ -19,8 +19,8 @@ def needed_beside(group: ExpertGroup, recipe: Recipe, codec: GroupCodec) -> tupl
     beside = codec.calibrated_bytes((out, width), is_full=is_full)
     if not is_full:
         return beside, 0
-    # moments as measured; those that codecs go by; and each expert's own, of which one is made a
-    # factor of at a time by each thread
+    # moments as measured; those that codecs go by; and each expert's own, of which each thread
+    # has one factor; threads make them one after another
     moments = 1 + calibration.has_weighted + calibration.has_each * group.shape[0]
     factor = codec.shared_bytes(width)
     known = moments * 4 * width**2 + (2 * 4 * width**2 if calibration.has_gradients else 0)

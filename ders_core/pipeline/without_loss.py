@@ -28,7 +28,7 @@ def lossless_note(plan: Plan, told: Forecast) -> str:
     all_groups = sum(1 for entry in plan.entries if entry.packed) + len(plan.others)
     which = "all that is coded" if len(names) == all_groups else listed(names)
     return (
-        f"the codec lossless would take about {bytes_text(saved)} less and lose nothing, for "
+        f"the codec lossless would take about {bytes_text(saved, 2)} less and lose nothing, for "
         f"{which}"
     )
 

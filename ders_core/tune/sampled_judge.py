@@ -56,6 +56,10 @@ class SampledJudge(Judge):
     def _matrix(self) -> TriedMatrix:
         return TriedMatrix(self.weight, self.start, self.find_whole)
 
+    @cached_property
+    def _energy(self) -> torch.Tensor:
+        return self._energy_of_outputs()
+
     def _losses(self, synthesized: Sequence[torch.Tensor]) -> list[Losses]:
         """Of each Ŵ, as `sums` tells them."""
         if not synthesized:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from ders_core.codecs.fitting import (
     directions,
     entries,
     in_turn,
+    once,
     row_rounding,
 )
 from ders_core.codecs.fitting.compensated import Compensated
@@ -32,6 +34,8 @@ from ders_core.compute.threads import (
     helped_by,
     one_thread,
     one_thread_each,
+    result_of,
+    wait_for,
 )
 
 CPU = torch.device("cpu")
@@ -169,25 +173,67 @@ def test_who_waits_for_the_same_helps() -> None:
     assert calls == [1]
 
 
-def test_what_fails_once_fails_for_all_who_wait_and_is_tried_again() -> None:
-    begun, calls = threading.Event(), list[int]()
+def test_what_fails_once_fails_for_all_who_wait_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    second_waits, calls = threading.Event(), list[int]()
+
+    def waiting(done: Future[float]) -> float:
+        second_waits.set()
+        return result_of(done)
 
     def compute(tensor: torch.Tensor) -> float:
         calls.append(1)
         if len(calls) == 1:
-            begun.wait(WAIT)
+            assert second_waits.wait(WAIT)
             raise ValueError("not the first time")
         return float(tensor.sum())
 
+    monkeypatch.setattr(once, "result_of", waiting)
     remembered, tensor = OfTheLast(compute), torch.ones(3)
     with one_thread_each(2, CPU) as pool:
         asked = [pool.submit(remembered, tensor) for _ in range(2)]
-        while len(calls) < 1:
-            begun.wait(0.01)
-        begun.set()
         errors = [each.exception(WAIT) for each in asked]
-    assert isinstance(errors[0], ValueError)
+    assert [type(error) for error in errors] == [ValueError] * 2
+    assert len(calls) == 1
     assert remembered(tensor) == 3.0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_two_tensors_one_is_computed_with_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The second thread waits for the first one's, whether that fails or not, and helps it."""
+    second_waits, order = threading.Event(), list[str]()
+
+    def waiting(done: Future[float]) -> None:
+        second_waits.set()
+        wait_for(done)
+
+    def compute(tensor: torch.Tensor) -> float:
+        order.append("begins")
+        assert second_waits.wait(WAIT)
+        together = threading.Barrier(2 if len(order) == 1 else 1, timeout=WAIT)
+        each_piece(lambda _: together.wait(), range(2))
+        order.append("ends")
+        if fails and len(order) == 2:
+            raise ValueError("the first one")
+        return float(tensor.sum())
+
+    monkeypatch.setattr(once, "wait_for", waiting)
+    remembered, tensors = OfTheLast(compute), (torch.ones(2), torch.ones(2))
+    with one_thread_each(2, CPU) as pool:
+        idle = IdleThreads(pool, 1)
+
+        def ask(tensor: torch.Tensor) -> float:
+            with helped_by(idle):
+                return remembered(tensor)
+
+        asked = [pool.submit(ask, tensor) for tensor in tensors]
+        errors = [each.exception(WAIT) for each in asked]
+        assert sum(error is None for error in errors) == 2 - fails
+        assert [each.result() for each in asked if each.exception() is None] == [2.0] * (2 - fails)
+    assert order == ["begins", "ends"] * 2
 
 
 def test_it_is_as_near_as_an_svd() -> None:

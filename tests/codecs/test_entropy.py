@@ -139,3 +139,11 @@ def test_a_level_beyond_float32_is_refused_while_encoding() -> None:
     delta = torch.linspace(-0.99, 0.99, 2048).view(32, 64) * largest
     with pytest.raises(CodecError, match="float32"):
         Entropy(bits=2, rounding="unbiased").encode(delta, context())
+
+
+@pytest.mark.parametrize(
+    ("knob", "text"), [(5e-5, "0.00005"), (0.0123456789, "0.0123457"), (1234.5, "1234.5"), (1, "1")]
+)
+def test_a_label_tells_one_knob_from_another(knob: float, text: str) -> None:
+    codec = Entropy(knob=knob, steps="sensitive")
+    assert codec.label == f"entropy-coded, knob {text}, sensitive steps"

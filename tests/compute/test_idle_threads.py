@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from weakref import ref
 
 import pytest
 
-from ders_core.compute.threads import IdleThreads
+from ders_core.compute.threads import IdleThreads, _Asked
 
 WAIT = 20.0
 """Seconds after which a test fails in place of waiting for ever."""
@@ -113,3 +114,58 @@ def test_help_that_never_begins_keeps_neither_work_nor_pieces() -> None:
         assert busy.result(WAIT)
         assert behind.result(WAIT)
     assert alive == [None] * 6
+
+
+def test_nobody_is_lost_where_one_is_served_while_another_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that does not wait any more stands before one that does."""
+    asked, served = _Asked(), list[str]()
+    gone = asked.add(partial(served.append, "gone"))
+    asked.add(partial(served.append, "there"))
+    serving = threading.Thread(target=asked.serve)
+
+    def cancelled() -> bool:
+        serving.start()
+        serving.join(0.1)
+        return True
+
+    assert gone.cancel()
+    monkeypatch.setattr(gone, "cancelled", cancelled)
+    asked.add(partial(served.append, "new"))
+    serving.join(WAIT)
+    while len(asked._open):
+        asked.serve()
+    assert served == ["there", "new"]
+
+
+def test_several_ask_at_once_and_lose_no_piece() -> None:
+    """Short pieces, so that helpers often come when all is done."""
+    rounds, count = 200, 6
+    done: list[list[tuple[int, int]]] = [[] for _ in range(4)]
+
+    def ask(number: int) -> None:
+        for turn in range(rounds):
+            pieces = [(turn, piece) for piece in range(count)]
+            idle.help(done[number].append, pieces)
+
+    with ThreadPoolExecutor(4) as pool, ThreadPoolExecutor(2) as spare:
+        idle = IdleThreads(pool, 3, spare, 2)
+        asked = [pool.submit(ask, number) for number in range(4)]
+        for each in asked:
+            each.result(WAIT)
+    expected = [(turn, piece) for turn in range(rounds) for piece in range(count)]
+    assert [sorted(each) for each in done] == [expected] * 4
+
+
+def test_who_asks_behind_those_that_are_gone_is_helped() -> None:
+    """Many have asked, and were done before anybody came."""
+    over, together = threading.Event(), threading.Barrier(2, timeout=WAIT)
+    with ThreadPoolExecutor(2) as pool:
+        idle = IdleThreads(pool, 1)
+        busy = pool.submit(over.wait, WAIT)
+        for _ in range(50):
+            pool.submit(idle.help, lambda _: None, range(2)).result(WAIT)
+        over.set()
+        assert busy.result(WAIT)
+        pool.submit(idle.help, lambda _: together.wait(), range(2)).result(WAIT)

@@ -169,7 +169,7 @@ def test_steps_are_those_of_the_knob(mixtral_dir: Path, calibration: Path, tmp_p
     file.write_text(asked.to_yaml())
     told = ders("plan", mixtral_dir, "--recipe", file).stdout
     assert f"exactly {report.bytes_after:,} bytes" in told, told
-    assert "knob 0.0000500" in told
+    assert "knob 0.00005," in told
     for entry in report.entries:  # exact experts do not have the error that their base has
         assert (entry.noise_cost == 0) == (entry.layer == 0)
     name = "lm_head.weight"
@@ -227,14 +227,14 @@ def test_a_plan_says_where_lossless_takes_less(
     file = tmp_path / "budget.yaml"
     file.write_text(asked.to_yaml())
     done = ders("plan", mixtral_dir, "--recipe", file)
-    assert "lossless would take about 6.00 MB less" in done.stdout, done.stdout
-    assert "about 9.00 MB, by a sample" in done.stdout
+    assert "lossless would take about 6.0 MB less" in done.stdout, done.stdout
+    assert "about 9.0 MB, by a sample" in done.stdout
     assert asked_of == [plan]
     ders("plan", mixtral_dir, "--recipe", file, "--predict")
     assert asked_of == [plan, plan]
     whole = ders("plan", mixtral_dir, "--recipe", file, "--whole").stdout
     assert samples[-1] >= source.bytes_total > 0
-    assert "about 9.00 MB" in whole
+    assert "about 9.0 MB" in whole
     assert "sample" not in whole
     ders("plan", mixtral_dir, "--recipe", file, "--whole", "--predict")
     assert compared == [True, True, False, True]

@@ -23,6 +23,7 @@ from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint import held as held_module
 from ders_core.checkpoint.held import Holding, first_held
 from ders_core.checkpoint.room import ROOM, NotWanted, Room, Turn
+from ders_core.checkpoint.side_by_side import UNUSED
 from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES
 from ders_core.checkpoint.streaming import SLAB_BYTES, SLABS
 from ders_core.codecs import Codec, EncodeContext, Quantized, Sparse
@@ -71,11 +72,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 def let_hold(monkeypatch: pytest.MonkeyPatch, count: int, base: Base) -> None:
     """Memory for so many experts of each group of `mixtral_dir`."""
     most = base.count(EXPERTS).most
-    slabs = 8 * CACHED_SLAB_BYTES if most is None else SLABS * SLAB_BYTES
-    beside = max(CODEC.beside_bytes((112, 64)), slabs)
-    # as many slabs at any number of threads, so that as much is left
+    # as many slabs at any number of threads, so that as much is left, and all of these can work
     monkeypatch.setattr(holding_module, "available_threads", lambda: 8)
-    room = (count + (most or 1)) * 2 * WEIGHTS + beside
+    monkeypatch.setattr(holding_module, "CACHED_SLAB_BYTES", 2 * CACHED_SLAB_BYTES)
+    monkeypatch.setattr(holding_module, "SLAB_BYTES", 2 * SLAB_BYTES)
+    slabs = 16 * CACHED_SLAB_BYTES if most is None else 2 * SLABS * SLAB_BYTES
+    room = (count + (most or 1)) * 2 * WEIGHTS + slabs
     monkeypatch.setattr(holding_module, "MOST_BYTES", room)
 
 
@@ -204,17 +206,22 @@ def test_only_what_stays_in_memory_is_held(
         assert not holding(CODEC, **fields)
     assert not holding(CODEC, "cuda")
     monkeypatch.setattr(holding_module, "CACHED_SLAB_BYTES", 0)  # larger than such small experts
-    monkeypatch.setattr(holding_module, "MOST_BYTES", 5 * 2 * WEIGHTS + 8 * WEIGHTS)
     learnt = Quantized(bits=2, grid="learned")  # holds a delta in float32, and more
+    # the base, one expert that is read ahead, and what two threads and results that wait need
+    most = 2 * 2 * WEIGHTS + (2 + UNUSED) * 8 * WEIGHTS
+    monkeypatch.setattr(holding_module, "MOST_BYTES", most)
     assert holding(learnt) == 4
     assert not holding(CODEC)  # its pieces are larger too
-    for shared, held in ((0, 4), (4 * WEIGHTS, 0)):  # as much as two experts
+    for shared, held in ((0, 4), (1, 0)):
         needed = 8 * WEIGHTS, shared
         with monkeypatch.context() as patch:
             patch.setattr(holding_module, "needed_beside", lambda *_, needed=needed: needed)
             assert holding(CODEC) == held
-    monkeypatch.setattr(holding_module, "MOST_BYTES", 5 * 2 * WEIGHTS + 8 * WEIGHTS - 1)
-    assert holding(learnt) == 3
+            assert not holding(CODEC, calibration="moments")  # six more threads help
+            patch.setattr(holding_module, "available_threads", lambda: 2)
+            assert holding(CODEC, calibration="moments") == held
+    monkeypatch.setattr(holding_module, "MOST_BYTES", most - 1)
+    assert not holding(learnt)
 
 
 def test_a_file_that_changes_while_it_is_held_is_refused(

@@ -3,7 +3,10 @@ measured."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -11,14 +14,19 @@ from support.gate_experts import gates, write_experts
 from support.held_tensors import most_held
 
 from ders_core.codecs import Chain, Codec, EncodeContext, LowRank, Quantized
-from ders_core.codecs.fitting import directions
+from ders_core.codecs.fitting import block_codes, directions
+from ders_core.codecs.fitting.in_turn import ROWS
 from ders_core.codecs.group import GroupCodec
-from ders_core.compute.threads import one_thread
+from ders_core.compute import triangles
+from ders_core.compute.threads import HELPING_BYTES, one_thread
+from ders_core.pipeline import judge
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import write_calibration
 from ders_core.pipeline.knowledge import encode_expert
 from ders_core.pipeline.needed_beside import needed_beside
 from ders_core.recipe import Recipe, Rule
+
+T = TypeVar("T")
 
 
 @pytest.mark.parametrize("shape", [(4096, 1024), (1024, 4096)], ids=str)
@@ -56,6 +64,40 @@ def test_quantized_holds_no_more_than_it_tells_with_a_calibration(is_full: bool)
     told = codec.calibrated_bytes((8192, width), is_full=is_full)
     told += codec.shared_bytes(width) if is_full else 0
     assert held <= told <= 3 * held
+
+
+def test_a_piece_that_others_help_with_holds_no_more_than_it_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With full moments: factors of these, rows that are rounded, and outputs. So helpers together
+    hold no more than `HELPING_BYTES`."""
+    shares = dict[str, float]()
+
+    def measured(
+        place: str, work: Callable[[T], object], pieces: Iterable[T], held: int = 0
+    ) -> None:
+        for piece in pieces:
+            share = most_held(partial(work, piece)) / max(held, 1)
+            shares[place] = max(share, shares.get(place, 0.0))
+
+    places = {"rows": block_codes, "outputs": judge, "factors": triangles}
+    for place, module in places.items():
+        monkeypatch.setattr(module, "each_piece", partial(measured, place))
+    random, width = torch.Generator().manual_seed(0), 1024
+    weight, base = torch.randn(2, 1024, width, generator=random).bfloat16()
+    values = torch.randn(2 * width, width, generator=random)
+    inputs = Inputs.of(values.T @ values / len(values), 2.0 * width)
+    context = EncodeContext(torch.bfloat16, 0, inputs.believed)
+    with torch.inference_mode(), one_thread():
+        encode_expert(Quantized(bits=4), weight, base, context, inputs=inputs)
+    assert shares.keys() == places.keys()
+    assert all(0.3 <= share <= 1 for share in shares.values()), shares
+
+
+@pytest.mark.parametrize("width", [4096, 14336])
+def test_mixtral_has_help_with_rows_that_are_rounded(width: int) -> None:
+    """Also of the matrices whose rows are longest."""
+    assert HELPING_BYTES // (block_codes.PIECE_BYTES * ROWS * width) >= 1
 
 
 @pytest.mark.parametrize(

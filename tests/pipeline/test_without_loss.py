@@ -73,7 +73,7 @@ def test_only_groups_where_it_takes_less_are_named(source: Checkpoint) -> None:
     for projection in ("gate", "up", "down"):
         assert f"layer 0, {projection}" in note
     assert "layer 1" not in note
-    assert bytes_text(sum(saved)) in note
+    assert bytes_text(sum(saved), 2) in note
     assert not lossless_note(plan, forecast(plan, source))  # was not asked
 
     rules = (Rule(codec=Quantized(bits=2)), Rule(codec=Lossless(), layers="0"))
