@@ -36,6 +36,7 @@ from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable
 from ders_core.compute import gaussian_error
+from ders_core.compute.buffers import fresh
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -303,7 +304,18 @@ class Entropy(DeltaCodec):
         stream = parts["stream"]
         if base.device.type != "cpu" or not level_stream.is_one(stream):
             return super().unpack(parts, base, context)
-        return level_stream.read(stream, (base.shape[0], base.shape[1])).onto(base)
+        shape, weight = (base.shape[0], base.shape[1]), None
+        if base.dtype == torch.bfloat16:
+            weight = fresh(base.shape, base.dtype)
+        return level_stream.read(stream, shape, weight).onto(base, weight=weight)
+
+    def unpack_in_pieces(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> Iterable[torch.Tensor]:
+        stream = parts["stream"]
+        if base.device.type != "cpu" or not level_stream.is_one(stream):
+            return super().unpack_in_pieces(parts, base, context)
+        return level_stream.read(stream, (base.shape[0], base.shape[1])).in_pieces_onto(base)
 
     def unpack_with_rows(
         self,
@@ -316,8 +328,7 @@ class Entropy(DeltaCodec):
         if base.device.type != "cpu" or not level_stream.is_one(stream):
             return super().unpack_with_rows(rows, parts, base, context)
         entries = level_stream.read(stream, (base.shape[0], base.shape[1]))
-        delta = entries.matrix(rows)
-        return [entries.onto(base).view(-1)], delta
+        return entries.in_pieces_onto(base), entries.matrix(rows)
 
     def held_form(self, shape: tuple[int, int]) -> HeldLevels:
         return HeldLevels(of_streams=self)
