@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from unittest.mock import patch
 
 import numpy as np
@@ -21,7 +22,7 @@ from ders_core.codecs.testing.inputs import curvature
 NO_COMPILER = patch("ders_core.compute.kernels._installed", return_value=False)
 
 
-def near(most: int) -> object:
+def near(most: int) -> AbstractContextManager[object]:
     """Codes farther from zero's take two bytes."""
     return patch("ders_core.codecs.fitting.stored_codes.NEAR", most)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ders_core.codecs.coding.arrangement import Arrangement
+from ders_core.codecs.coding.sections import FEW_OTHERS
 from ders_core.codecs.fitting.counting import arrange_and_count
 from ders_core.codecs.fitting.rounding import FARTHEST
 from ders_core.compute.buffers import fresh_array
@@ -14,6 +15,26 @@ NEAR = 127
 
 CHUNK = 1 << 20
 """Codes at a time."""
+
+
+SLABS_BYTES = 9 << 20
+"""Of slabs that are rounded, and of tables."""
+
+RARE = 2 * 8 / 11
+"""Bytes of memory for a byte of the stream: a rare level takes at least 11 bits there."""
+
+
+def encoding_bytes(count: int, limit: int) -> int:
+    """What coding so many entries in at most `limit` bytes holds at most, and decoding them again.
+
+    Codes take three bytes while they become wider, and then two. Coded are at most FEW_OTHERS of
+    them, with as many of a byte for gaps, and again in smaller pieces, or fewer rare ones; and the
+    words of the stream. Decoded, symbols take two, with rare ones, the stream, and its words.
+    """
+    others = 4 * FEW_OTHERS * count
+    coded = 2 * count + others + limit
+    decoded = 2 * count + min(others, RARE * limit) + 2 * limit
+    return int(max(3 * count, coded, decoded)) + SLABS_BYTES
 
 
 class StoredCodes:
