@@ -164,7 +164,7 @@ class CodedEntries:
                 at.append(dense_begin + count)
                 dense_begin += len(section.symbols)
             else:
-                at.append(others_begin + int(np.searchsorted(section.places, count)))
+                at.append(others_begin + _before(section.places, count))
                 others_begin += len(section.places) + 1
         return (
             self.arrangement.order,
@@ -181,3 +181,8 @@ class CodedEntries:
             self.room.places,
             self.room.others,
         )
+
+
+def _before(places: np.ndarray, count: int) -> int:
+    """How many places are among the first `count` entries. Of another dtype all would be copied."""
+    return int(np.searchsorted(places, places.dtype.type(count)))
