@@ -24,6 +24,7 @@ from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.needed_memory import NeededMemory
 from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
+from ders_core.codecs.rows_in_turn import RowsInTurn
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import combine as combine
 from ders_core.codecs.synthesis import difference as difference
@@ -237,15 +238,11 @@ class Codec(NeededMemory, BaseModel, ABC):
         return None
 
 
-class DeltaCodec(Codec):
+class DeltaCodec(Codec, RowsInTurn):
     """A codec that needs to know nothing but the delta: Ŵ = W_base + F(Δ) (DeRS eq. 2)."""
 
     reads_any_base: ClassVar[bool] = False
     """Whether `unpack_as` reads a base of another dtype as quickly as one of its own."""
-
-    rows_at_once: ClassVar[int] = 0
-    """Values of rows that `unpack_with_rows` decodes alone, as many at a time as are worth it; 0
-    where it decodes all."""
 
     @property
     def is_encoded_together(self) -> bool:
@@ -336,8 +333,6 @@ class DeltaCodec(Codec):
         base: torch.Tensor,
         context: EncodeContext,
     ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
-        """Ŵ as `unpack_in_pieces` gives it, and the decoded delta of some rows, which the sum with
-        the base has not rounded: float32 `[rows, in]`. Raises CodecError as `unpack` does."""
         shape = (base.shape[0], base.shape[1])
         delta = self.decode(parts, shape, context).to(base.device)
         return [combine(base, delta).view(-1)], delta[rows].clone()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Need, Parts, register
+from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Need, Parts, combine, register
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.earlier import classed_stream, even_stream
 from ders_core.codecs.coding.gains import gain_bytes
@@ -20,6 +20,7 @@ from ders_core.codecs.fitting.by_bits import WithinBytes
 from ders_core.codecs.fitting.by_knob import coded_by_knob
 from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Unbiased
+from ders_core.codecs.fitting.stored_codes import encoding_bytes
 from ders_core.codecs.fitting.tunable_streams import tunable_stream
 from ders_core.codecs.gain import GainField, exceeds_delta, expected_with, gain_factor, label_of
 from ders_core.codecs.held_levels import (
@@ -36,6 +37,7 @@ from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable
 from ders_core.compute import gaussian_error
+from ders_core.compute.buffers import fresh
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -99,6 +101,7 @@ class Entropy(DeltaCodec):
         ),
     )
     menu_place: ClassVar[int] = 2
+    rows_at_once: ClassVar[int] = 1 << 20
     use_of_calibration: ClassVar[str] = "takes smaller steps where errors cost more"
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"bits": 0.3},
@@ -212,6 +215,13 @@ class Entropy(DeltaCodec):
             return MOST_BYTES * (count + sum(shape)) + 16 * least
         return max(math.floor(self.bits * count / 8), least)
 
+    def beside_bytes(self, shape: tuple[int, int]) -> int:
+        """Codes or symbols and streams (`fitting.stored_codes`); more where a knob or a gain
+        decides, or errors are made up for."""
+        if self.bits is None or self.gain is not None or self.rounding == "compensated":
+            return super().beside_bytes(shape)
+        return encoding_bytes(math.prod(shape), self._limit(shape)) + 4 * self.rows_at_once
+
     def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         return {"stream": TensorSpec(Dtype.U8, (self._limit(shape),))}
 
@@ -311,7 +321,15 @@ class Entropy(DeltaCodec):
         stream = parts["stream"]
         if base.device.type != "cpu" or not level_stream.is_one(stream):
             return super().unpack(parts, base, context)
-        return level_stream.read(stream, (base.shape[0], base.shape[1])).onto(base)
+        shape, weight = (base.shape[0], base.shape[1]), None
+        if base.dtype == torch.bfloat16:
+            weight = fresh(base.shape, base.dtype)
+        return level_stream.read(stream, shape, weight).onto(base, weight=weight)
+
+    def unpack_in_pieces(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> Iterable[torch.Tensor]:
+        return self.unpack_and_decode(parts, base, context)[0]
 
     def unpack_with_rows(
         self,
@@ -320,12 +338,18 @@ class Entropy(DeltaCodec):
         base: torch.Tensor,
         context: EncodeContext,
     ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
+        pieces, decode = self.unpack_and_decode(parts, base, context)
+        return pieces, decode(rows)
+
+    def unpack_and_decode(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> tuple[Iterable[torch.Tensor], Callable[[slice], torch.Tensor]]:
         stream = parts["stream"]
         if base.device.type != "cpu" or not level_stream.is_one(stream):
-            return super().unpack_with_rows(rows, parts, base, context)
+            delta = self.decode(parts, (base.shape[0], base.shape[1]), context).to(base.device)
+            return [combine(base, delta).view(-1)], delta.__getitem__
         entries = level_stream.read(stream, (base.shape[0], base.shape[1]))
-        delta = entries.matrix(rows)
-        return [entries.onto(base).view(-1)], delta
+        return entries.in_pieces_onto(base), entries.matrix
 
     def held_form(self, shape: tuple[int, int]) -> HeldLevels:
         return HeldLevels(of_streams=self)

@@ -257,8 +257,12 @@ def encode_expert(
     parts, checks = packed.parts, packed.checks
     probe, probed_later = None, rounded_from
     if isinstance(codec, DeltaCodec) and codec.rows_at_once and rounded_from is not None:
-        probe, probed_later = _probed(codec, parts, weight, base, rounded_from, context), None
-    pieces, delta, rows = _given_back(codec, parts, base, context, probed_later is not None)
+        pieces, decode = codec.unpack_and_decode(parts, base, context)
+        delta, rows, probed_later = None, slice(0, 0), None
+        probed = _probed_rows(len(base))
+        probe = probe_in_turn(decode, codec.rows_at_once, probed, weight, base, rounded_from)
+    else:
+        pieces, delta, rows = _given_back(codec, parts, base, context, rounded_from is not None)
     if is_judged:
         synthesized = judged = whole(pieces, base)
         pieces = [synthesized.view(-1)]
@@ -278,23 +282,6 @@ def encode_expert(
     if checks:
         sums = torch.cat([sums, torch.stack([each.holds for each in checks]).double()])
     return EncodedExpert(parts, sums, tuple(each.error for each in checks))
-
-
-def _probed(
-    codec: DeltaCodec,
-    parts: Parts,
-    weight: torch.Tensor,
-    base: torch.Tensor,
-    rounded_from: torch.Tensor,
-    context: EncodeContext,
-) -> torch.Tensor:
-    """What rounding does to PROBED_ROWS, which the codec decodes alone."""
-
-    def decode(rows: slice) -> torch.Tensor:
-        return codec.unpack_with_rows(rows, parts, base, context)[1]
-
-    rows = _probed_rows(len(base))
-    return probe_in_turn(decode, codec.rows_at_once, rows, weight, base, rounded_from)
 
 
 def _given_back(

@@ -15,6 +15,7 @@ from ders_core.codecs import EncodeContext, Entropy
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.level_tables import rare_ones
 from ders_core.codecs.coding.prng import random_uniform, uniform_of
+from ders_core.codecs.coding.rans import symbol_dtype
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.delta_entries import DifferenceEntries, MatrixEntries
 from ders_core.codecs.fitting.counting import arrange_and_count
@@ -97,7 +98,7 @@ def test_arranging_and_counting(
             for part in pieces(shape[0], rows_each):
                 some = whole.of_rows(part)
                 begins = whole.begins + whole.before[part.start]
-                arrange_and_count(codes[part].reshape(-1), some, begins, arranged, counts)
+                arrange_and_count(codes[part].reshape(-1), some, begins, arranged, 0, counts)
                 assert np.array_equal(some.scattered(some.arranged(codes[part])), codes[part])
             assert np.array_equal(arranged, codes.reshape(-1)[order])
             assert np.array_equal(counts, wanted)
@@ -128,15 +129,18 @@ def test_magnitudes_of_each_nth(sensitive: bool, stride: int, dtype: torch.dtype
 @given(
     seed=st.integers(0, 2**32),
     count=st.sampled_from((0, 1, 63, 64, 1000)),
-    rare=st.sets(st.integers(0, 300), min_size=1, max_size=40),
-    common=st.integers(0, 300),
+    largest=st.sampled_from((255, 300)),
+    data=st.data(),
 )
-def test_rare_ones(seed: int, count: int, rare: set[int], common: int) -> None:
-    codes = np.random.default_rng(seed).integers(0, 301, count).astype(np.uint16)
+def test_rare_ones(seed: int, count: int, largest: int, data: st.DataObject) -> None:
+    rare = data.draw(st.sets(st.integers(0, largest), min_size=1, max_size=40))
+    common, dtype = data.draw(st.integers(0, largest)), symbol_dtype(largest + 1)
+    codes = np.random.default_rng(seed).integers(0, largest + 1, count).astype(dtype)
     codes[::2] = common
     which = np.isin(codes, list(rare))
     found = rare_ones(codes, np.array(sorted(rare)), int(which.sum()), common)
     assert np.array_equal(found, codes[which])
+    assert found.dtype == dtype
 
 
 def test_levels_are_means_in_whatever_pieces() -> None:
@@ -149,7 +153,7 @@ def test_levels_are_means_in_whatever_pieces() -> None:
         assert torch.equal(entries.levels(coded), levels)
     assert entries.steps is not None
     scaled = entries.steps.divided(delta).double().numpy().reshape(-1)
-    codes = entries.arrangement.scattered(coded.codes).reshape(-1)
+    codes = entries.arrangement.scattered(coded.codes.piece(0, delta.numel())).reshape(-1)
     means = [scaled[codes == code].mean() for code in coded.occurring]
     np.testing.assert_allclose(levels.numpy(), means, rtol=1e-6)
 

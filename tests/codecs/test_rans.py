@@ -142,18 +142,35 @@ def test_frequencies_are_shares(counts: list[int], bits: int) -> None:
             )
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("share", [0.3, 0.1, 0.02, 1e-3, 1e-5])
-def test_gaps_take_what_independent_entries_do(share: float) -> None:
+def test_gaps_take_what_independent_entries_do(share: float, dtype: type[np.generic]) -> None:
     """Their table is the geometric distribution, which costs no more than the entropy."""
     random = np.random.default_rng(1)
     entries = 1 << 21
-    places = np.flatnonzero(random.random(entries) < share)
+    codes = (random.random(entries) < share).astype(dtype)
+    places = np.flatnonzero(codes)
     gaps = np.diff(places, prepend=-1) - 1
-    kind = runs.Gaps.of(gaps, entries)
+    low_bits = runs.low_bits_of(len(places), entries)
+    found = runs.Found.of(codes, 0, len(places), low_bits)
+    assert found.others.tolist() == [1] * len(places)
+    assert found.units == (gaps >> low_bits).sum()
+    kind = runs.Gaps.of(found.units, len(places), low_bits)
     table = kind.table()
     most = len(table.frequencies) - 1
-    symbols, low = runs.coded(gaps, kind, most)
-    assert np.array_equal(runs.places_of(symbols, low, kind, most), places)
+    symbols, low = found.high(most), found.low
+    with NO_COMPILER:
+        plainly = runs.Found.of(codes, 0, len(places), low_bits)
+        assert plainly.units == found.units
+        for size in (1, 7, most):
+            assert np.array_equal(plainly.high(size), runs.Found.high(found, size))
+    for size in (1, 7, most):
+        assert np.array_equal(plainly.high(size), found.high(size))
+    assert np.array_equal(plainly.low, low)
+    assert low.dtype == plainly.low.dtype
+    filled = np.empty(len(places), np.uint32)
+    runs.fill_places(filled, symbols, low, kind, most)
+    assert np.array_equal(filled, places)
     taken = float(np.log2(2**BITS / table.frequencies[symbols]).sum()) + kind.low_bits * len(low)
     p = len(places) / entries
     assert taken <= 1.001 * -entries * (p * np.log2(p) + (1 - p) * np.log2(1 - p)) + 16

@@ -3,6 +3,7 @@ measured."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from support.gate_experts import gates, write_experts
 from support.held_tensors import most_held
 
-from ders_core.codecs import Chain, Codec, EncodeContext, LowRank, Quantized
+from ders_core.codecs import Chain, Codec, EncodeContext, Entropy, LowRank, Quantized
 from ders_core.codecs.fitting import block_codes, directions
 from ders_core.codecs.fitting.in_turn import ROWS
 from ders_core.codecs.group import GroupCodec
+from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import triangles
 from ders_core.compute.threads import HELPING_BYTES, one_thread
 from ders_core.pipeline import judge
@@ -49,6 +51,38 @@ def test_low_rank_of_a_large_matrix_needs_less_than_its_weight() -> None:
     """Of Mixtral's size, where a delta would take twice as much as the weight."""
     shape = (14336, 4096)
     assert LowRank(rank=64).beside_bytes(shape) < 0.7 * 2 * shape[0] * shape[1]
+
+
+@pytest.mark.parametrize(
+    ("rounding", "steps"), [("unbiased", "even"), ("nearest", "sensitive")], ids=str
+)
+@pytest.mark.parametrize("bits", [0.2, 0.7, 1, 2, 5, 8])
+def test_entropy_holds_no_more_than_it_tells(bits: float, rounding: str, steps: str) -> None:
+    """Also where an outlier in the last rows makes codes wider, and rows are probed."""
+    shape, random = (8192, 2816), torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=random).bfloat16()
+    weight = (base.float() + 0.03 * torch.randn(shape, generator=random)).bfloat16()
+    codec = Entropy(bits=bits, rounding=rounding, steps=steps)
+    context = EncodeContext(torch.bfloat16, 0, None, curvature(shape))
+    told = codec.beside_bytes(shape)
+    for outlier in (0.0, 1e4):
+        weight[-1, -1] += outlier
+        with torch.inference_mode(), one_thread():
+            held = most_held(lambda: encode_expert(codec, weight, base, context, rounded_from=base))
+        assert held <= told
+    assert told <= 2.5 * held
+
+
+def test_entropy_tells_more_where_bits_do_not_bound_it() -> None:
+    shape = (1 << 12, 1 << 14)
+    size = math.prod(shape)
+    assert Entropy(bits=1).beside_bytes(shape) < 3.3 * size
+    for codec in (
+        Entropy(bits=1, gain="auto"),
+        Entropy(bits=1, rounding="compensated"),
+        Entropy(knob=1, steps="sensitive"),
+    ):
+        assert codec.beside_bytes(shape) == 8 * size
 
 
 @pytest.mark.parametrize("is_full", [False, True])

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.gains import Gains
-from ders_core.codecs.coding.sections import Popped
+from ders_core.codecs.coding.sections import Popped, Room
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.coding.stream import damaged
 from ders_core.codecs.synthesis import combine
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
+from ders_core.compute.pieces import pieces
+from ders_core.compute.sums import SUMMED_FIRST
 from ders_core.later import np, torch
+
+PIECE = 1 << 18
+"""Values at a time, about, that are still in cache when they are looked at."""
 
 
 @dataclass(frozen=True)
 class CodedEntries:
     """gains: of rows and columns, beside their steps; None: all 1. sections: of each class, the
     levels that its entries have; of no class, where there are no entries. levels: float32. common:
-    the number of the level that entries have that a section leaves out. symbols: uint16, of all
-    sections that have one for each entry, side by side."""
+    the number of the level that entries have that a section leaves out. room: in which the sections
+    are."""
 
     arrangement: Arrangement
     steps: Steps | None
@@ -30,7 +36,7 @@ class CodedEntries:
     levels: np.ndarray
     common: int
     sections: Sequence[Popped]
-    symbols: np.ndarray
+    room: Room
 
     @classmethod
     def of(
@@ -41,10 +47,10 @@ class CodedEntries:
         levels: np.ndarray,
         common: int,
         sections: Sequence[Popped],
-        symbols: np.ndarray,
+        room: Room,
     ) -> CodedEntries:
         """Raises CodecError if an entry may be no number."""
-        entries = cls(arrangement, steps, gains, levels, common, sections, symbols)
+        entries = cls(arrangement, steps, gains, levels, common, sections, room)
         if entries.has_factors and levels.size and sections:
             farthest = np.float32(np.abs(levels).max())
             with np.errstate(over="ignore"):
@@ -88,47 +94,46 @@ class CodedEntries:
             rows, columns = rows * self.gains.rows, columns * self.gains.columns
         return rows, columns
 
-    def onto(self, base: torch.Tensor) -> torch.Tensor:
-        """base + the entries, `[out, in]` in the base's dtype, on the CPU. It may take the memory
-        of the symbols: use the entries no more."""
+    def onto(
+        self,
+        base: torch.Tensor,
+        rows: slice = slice(None),
+        weight: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """base + the entries, or some rows of both, step 1: `[rows, in]` in the base's dtype, on
+        the CPU. weight: memory for it; `room_in` may have put the symbols there, which are gone
+        then."""
+        first, last, _ = rows.indices(self.arrangement.shape[0])
+        below = base[first:last]
         if not (self.sections and kernels.takes_stored(base)):
-            return combine(base, self.matrix())
-        if self._is_sparse:
-            return self._sparsely_onto(base)
-        if base.dtype not in (torch.bfloat16, torch.float32):
-            return combine(base, self.matrix())
+            return combine(below, self.matrix(rows))
+        if not self._is_sparse and base.dtype not in (torch.bfloat16, torch.float32):
+            return combine(below, self.matrix(rows))
         from ders_core.compute.kernels import arranged
 
-        coded = self._as_loops_take_it()
-        if base.dtype == torch.float32:
-            weight = fresh(base.shape, base.dtype)
-            arranged.expand_onto_float32(coded, base.numpy(), weight.numpy())
+        weight = fresh(below.shape, base.dtype) if weight is None else weight
+        coded, bits = self._as_loops_take_it(first), (kernels.bits(below), kernels.bits(weight))
+        if self._is_sparse:
+            arranged.add_others(coded, kernels.kind_of(base.dtype), *bits)
+        elif base.dtype == torch.float32:
+            arranged.expand_onto_float32(coded, below.numpy(), weight.numpy())
         else:
-            weight = self._memory_for(base)
-            bits = (tensor.view(torch.uint16).numpy() for tensor in (base, weight))
             arranged.expand_onto_bfloat16(coded, *bits)
         return weight
 
-    def _memory_for(self, base: torch.Tensor) -> torch.Tensor:
-        """For a weight in bfloat16: that of the symbols where each lies in its entry's place, so
-        that a row is read before it is overwritten."""
-        if self.steps is None and self.symbols.size == base.numel():
-            return torch.from_numpy(self.symbols).view(base.dtype).view(base.shape)
-        return fresh(base.shape, base.dtype)
+    def in_pieces_onto(self, base: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The same in pieces as of `Codec.unpack_in_pieces`: a few rows at a time."""
+        out, width = self.arrangement.shape
+        multiple = SUMMED_FIRST // math.gcd(SUMMED_FIRST, max(width, 1))
+        step = max(PIECE // max(width * multiple, 1), 1) * multiple
+        for rows in list(pieces(out, step)) or [slice(0, 0)]:
+            yield self.onto(base, rows).view(-1)
 
     @property
     def _is_sparse(self) -> bool:
         """Whether no class has a symbol for each entry, and those left out are 0 (and not −0)."""
         common = self.levels[self.common]
-        return not (self.symbols.size or common or np.signbit(common))
-
-    def _sparsely_onto(self, base: torch.Tensor) -> torch.Tensor:
-        from ders_core.compute.kernels import arranged
-
-        weight = fresh(base.shape, base.dtype)
-        bits = kernels.bits(base), kernels.bits(weight)
-        arranged.add_others(self._as_loops_take_it(), kernels.kind_of(base.dtype), *bits)
-        return weight
+        return not (self.room.symbols.size or common or np.signbit(common))
 
     def _plainly(self) -> torch.Tensor:
         """The same as a loop does."""
@@ -151,22 +156,16 @@ class CodedEntries:
         """See `compute.kernels.arranged.expand_row`; from the row `first` on."""
         passed = self.arrangement.before[first] - self.arrangement.before[0]
         row_steps, column_steps = self.factors
-        dense, dense_sizes, run_sizes = [], [], []
-        others = [np.zeros(1, np.uint16)]
-        end = np.array([np.iinfo(np.int64).max])
-        places = [end]
-        before = []  # of what each section has
+        dense, at = [], []
+        dense_begin = others_begin = 0
         for section, count in zip(self.sections, passed.tolist(), strict=True):
             dense.append(section.places is None)
-            before.append(
-                count if section.places is None else int(np.searchsorted(section.places, count))
-            )
-            dense_sizes.append(len(section.symbols) if section.places is None else 0)
-            run_sizes.append(0 if section.places is None else len(section.places) + 1)
-            if section.places is not None:
-                places += [section.places, end]
-                others += [section.symbols, np.zeros(1, np.uint16)]
-        at = np.where(dense, _begins(dense_sizes), 1 + _begins(run_sizes)) + np.array(before)
+            if section.places is None:
+                at.append(dense_begin + count)
+                dense_begin += len(section.symbols)
+            else:
+                at.append(others_begin + _before(section.places, count))
+                others_begin += len(section.places) + 1
         return (
             self.arrangement.order,
             self.arrangement.edges,
@@ -176,14 +175,14 @@ class CodedEntries:
             self.levels,
             self.levels[self.common],
             np.array(dense),
-            at,
+            np.array(at),
             passed,
-            self.symbols,
-            np.concatenate(places),
-            np.concatenate(others),
+            self.room.symbols,
+            self.room.places,
+            self.room.others,
         )
 
 
-def _begins(sizes: Sequence[int]) -> np.ndarray:
-    begins: np.ndarray = np.cumsum(sizes) - sizes
-    return begins
+def _before(places: np.ndarray, count: int) -> int:
+    """How many places are among the first `count` entries. Of another dtype all would be copied."""
+    return int(np.searchsorted(places, places.dtype.type(count)))

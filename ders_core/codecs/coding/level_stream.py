@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ders_core.codecs.coding import runs
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.entries import CodedEntries
 from ders_core.codecs.coding.frequencies import entropy_bytes, frequencies_of, row_bytes
@@ -20,8 +21,9 @@ from ders_core.codecs.coding.rans import (
     Popper,
     Pusher,
     Table,
+    symbol_dtype,
 )
-from ders_core.codecs.coding.sections import Head, read_section, section_of
+from ders_core.codecs.coding.sections import Head, Room, read_section, section_of
 from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Steps
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.compute.buffers import fresh_array
@@ -90,12 +92,24 @@ def write(
     counts: np.ndarray,
     codes: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """uint8 `[n]`.
+    """uint8 `[n]`; the arguments as of `pushed`."""
+    return pushed(steps, levels, common, classes, counts, codes).tensor()
+
+
+def pushed(
+    steps: Steps | None,
+    levels: np.ndarray,
+    common: int,
+    classes: Sequence[np.ndarray],
+    counts: np.ndarray,
+    codes: np.ndarray | None = None,
+) -> Writer:
+    """What the stream is made of; nothing in it is of the classes.
 
     levels: float32, that occur. common: the number of the one that runs may be of. classes: which
-    level each entry of a class has, uint16, in the order of an `Arrangement`. counts: how often
-    each occurs there, int64 `[classes, levels]`. codes: int64 `[levels]`, ascending, what stands
-    for each level in classes; None: its number.
+    level each entry of a class has, uint8 or uint16, in the order of an `Arrangement`. counts: how
+    often each occurs there, int64 `[classes, levels]`. codes: int64 `[levels]`, ascending, what
+    stands for each level in classes; None: its number.
     """
     alphabet = Alphabet(np.arange(len(levels)) if codes is None else codes)
     pushes: list[Push] = []
@@ -125,7 +139,7 @@ def write(
         states, words = pusher.stack()
         writer.put(states, "<u4")
         writer.put(words, "<u2")
-    return writer.tensor()
+    return writer
 
 
 def lanes_log2_of(bits: int) -> int:
@@ -192,25 +206,31 @@ def with_values(
     return torch.cat([each.to(stream.device) for each in (head, section, stream[end:])])
 
 
-def read(stream: torch.Tensor, shape: tuple[int, int]) -> CodedEntries:
-    """Decode the levels of all entries of a matrix `[out, in]`. Raises CodecError for what no
-    stream can hold."""
+def read(
+    stream: torch.Tensor, shape: tuple[int, int], weight: torch.Tensor | None = None
+) -> CodedEntries:
+    """Decode the levels of all entries of a matrix `[out, in]`. weight: memory in bfloat16 for
+    `CodedEntries.onto`, in which symbols may lie until then. Raises CodecError for what no stream
+    can hold."""
     reader = Reader(stream)
     opened = _Opened.of(reader, shape, reader.rest)
-    start, heads, popper = opened.start, opened.heads, opened.popper
-    counts = [
-        size if head.has_symbols(start.common) else 0
-        for head, size in zip(heads, opened.sizes, strict=True)
-    ]
-    symbols, sections, begin = fresh_array(sum(counts), np.uint16), [], 0
-    for head, size, count in zip(heads, opened.sizes, counts, strict=True):
-        room = symbols[begin : begin + count]
-        sections.append(head.pop(size, start.common, popper, room))
-        begin += count
+    start, popper = opened.start, opened.popper
+    room, sections = opened.room(weight), []
+    begin = others_begin = 0
+    for head, size in zip(opened.heads, opened.sizes, strict=True):
+        if head.has_symbols(start.common):
+            filled = room.symbols[begin : begin + size]
+            sections.append(head.pop(size, popper, filled, None))
+            begin += size
+            continue
+        others = slice(others_begin, others_begin + head.count + 1)
+        popped = head.pop(size, popper, room.others[others], room.places[others])
+        sections.append(popped)
+        others_begin += len(popped.symbols) + 1
     popper.done()
     factors = opened.steps, start.gains
     entries = opened.arrangement, *factors, start.levels, start.common
-    return CodedEntries.of(*entries, sections, symbols)
+    return CodedEntries.of(*entries, sections, room)
 
 
 @dataclass(frozen=True)
@@ -264,6 +284,27 @@ class _Opened:
         sizes = arrangement.sizes.tolist() if heads else []
         return cls(start, heads, popper, steps, arrangement, sizes)
 
+    def room(self, weight: torch.Tensor | None) -> Room:
+        """For what sections have. weight: as of `read`. Raises CodecError if one has more others
+        than entries."""
+        count, most_others, common = 0, 0, self.start.common
+        for head, size in zip(self.heads, self.sizes, strict=True):
+            if head.has_symbols(common):
+                count += size
+                continue
+            if head.count > size:
+                raise damaged()
+            most_others += head.count + 1
+        dtype = symbol_dtype(len(self.start.levels) + 1)  # one more says that a level is rare
+        places = fresh_array(most_others, runs.place_dtype(sum(self.sizes)))
+        others = fresh_array(most_others, dtype)
+        if weight is None or self.steps is not None or count < weight.numel():
+            return Room(fresh_array(count, dtype), others, places)
+        # at the end of the memory: a row is read before it is overwritten, by it or one before it
+        memory = weight.view(-1).view(torch.uint8).numpy()
+        begin = memory.size - count * np.dtype(dtype).itemsize
+        return Room(memory[begin:].view(dtype), others, places)
+
 
 # the factors of rows and columns: their exponents
 
@@ -277,7 +318,7 @@ def _factor_tables(steps: Steps, pushes: list[Push]) -> list[list[int]]:
             numbers.append([0, 0])
             continue
         frequencies = frequencies_of(counts, BITS)
-        symbols = (vector - lowest).numpy().astype(np.uint16)
+        symbols = (vector - lowest).numpy().astype(symbol_dtype(len(counts)))
         pushes.append(Push(symbols, Table(frequencies), counts))
         numbers.append([lowest - SMALLEST, len(counts), *frequencies.tolist()])
     return numbers
@@ -297,6 +338,6 @@ def _popped_steps(
     for length, (lowest, table) in zip(shape, exponents, strict=True):
         if length and table is None:
             raise damaged()
-        symbols = popper.pop(length, table) if table is not None else np.empty(0, np.uint16)
+        symbols = popper.pop(length, table) if table is not None else np.empty(0, np.uint8)
         vectors.append(torch.from_numpy(symbols.astype(np.int64) + lowest))
     return Steps(*vectors)

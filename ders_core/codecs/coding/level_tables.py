@@ -9,6 +9,7 @@ from ders_core.codecs.coding.frequencies import eighths, frequencies_of
 from ders_core.codecs.coding.rans import BITS, MOST_BITS, Popper, Table
 from ders_core.codecs.coding.stream import Reader, Writer, damaged, small_lengths
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh_array
 from ders_core.later import np
 
 MOST_LEVELS = 1 << MOST_BITS
@@ -124,8 +125,8 @@ class LevelTables:
         return cls(Table(np.append(usual, left)), rare)
 
     def pushes(self, codes: np.ndarray, counts: np.ndarray, alphabet: Alphabet) -> list[Push]:
-        """What is popped one after another. codes: uint16, of the alphabet. counts: how often each
-        level occurs."""
+        """What is popped one after another. codes: uint8 or uint16, of the alphabet. counts: how
+        often each level occurs."""
         numbers = alphabet.numbers
         if self.rare is None:
             return [Push(codes, self.usual, np.append(counts, 0), numbers)]
@@ -140,34 +141,39 @@ class LevelTables:
         ]
 
     def fill(self, symbols: np.ndarray, popper: Popper) -> None:
-        """Pop numbers of levels into uint16 `[n]`."""
+        """Pop numbers of levels into uint16 `[n]`, or uint8 where that holds one more."""
         popper.fill(symbols, self.usual)
         if self.rare is None:
             return
-        escape = np.uint16(len(self.rare.frequencies))
+        escape = symbols.dtype.type(len(self.rare.frequencies))
         if kernels.takes():
-            from ders_core.compute.kernels import rare
+            from ders_core.compute.kernels.rare import count, put
 
-            count = rare.count(symbols, escape)
-            rare.put(symbols, escape, popper.pop(count, self.rare))
+            rare = fresh_array(count(symbols, escape), symbols.dtype.type)
+            popper.fill(rare, self.rare)
+            word = np.uint32 if symbols.itemsize == 1 else np.uint64
+            words = symbols[: symbols.size // 4 * 4].view(word)
+            put(symbols, words, escape, np.uint64(np.ones(4, symbols.dtype).view(word)[0]), rare)
             return
         places = np.flatnonzero(symbols == escape)
-        symbols[places] = popper.pop(len(places), self.rare)
+        rare = np.empty(len(places), symbols.dtype)
+        popper.fill(rare, self.rare)
+        symbols[places] = rare
 
 
 def rare_ones(codes: np.ndarray, rare: np.ndarray, count: int, common: int) -> np.ndarray:
-    """The codes that are rare, in order: uint16 `[count]`. rare: int64, ascending, which are.
-    common: a code that many have."""
-    is_rare = np.zeros(1 << 16, dtype=bool)
+    """The codes that are rare, in order: `[count]`, uint8 or uint16 as the codes are. rare: int64,
+    ascending, which are. common: a code that many have."""
+    is_rare = np.zeros(1 << 8 * codes.itemsize, dtype=bool)
     is_rare[rare] = True
     if is_rare[common] or not kernels.takes():
         rare_codes: np.ndarray = codes[is_rare[codes]]
         return rare_codes
     from ders_core.compute.kernels.rare import pick
 
-    edges = np.concatenate([[-1], rare, [1 << 16]])
+    edges = np.concatenate([[-1], rare, [len(is_rare)]])
     after = int(np.searchsorted(rare, common)) + 1
-    usual = np.uint16(edges[after - 1] + 1), np.uint16(edges[after] - 1)
-    found = np.empty(count + 1, dtype=np.uint16)
+    usual = codes.dtype.type(edges[after - 1] + 1), codes.dtype.type(edges[after] - 1)
+    found = fresh_array(count + 1, codes.dtype.type)
     pick(codes, is_rare, *usual, found)
     return found[:-1]

@@ -40,6 +40,11 @@ PIECE = 1 << 16
 """Symbols that are pushed before there must be room for the next ones; lanes divide it."""
 
 
+def symbol_dtype(count: int) -> type[np.generic]:
+    """Of so many symbols: uint8, or uint16."""
+    return np.uint8 if count <= 1 << 8 else np.uint16
+
+
 class Table:
     """frequencies: int64 `[symbols]`, that sum to 2^bits. Raises CodecError if they do not."""
 
@@ -52,6 +57,11 @@ class Table:
         top = int(frequencies.argmax())
         self.alone = top if int(frequencies[top]) == 1 << bits else None
         """The symbol that takes all slots, and no bits; None where there are several."""
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The narrower one of uint8 and uint16 that holds all symbols."""
+        return symbol_dtype(len(self.frequencies))
 
     @cached_property
     def info(self) -> np.ndarray:
@@ -107,8 +117,8 @@ class Pusher:
         self._at = len(self._room)
 
     def push(self, symbols: np.ndarray, table: Table, numbers: np.ndarray | None = None) -> None:
-        """symbols: uint16 `[n]`, which occur in the table; they are popped in this order. numbers:
-        which symbol of the table each stands for; None: itself."""
+        """symbols: uint8 or uint16 `[n]`, which occur in the table; they are popped in this order.
+        numbers: which symbol of the table each stands for; None: itself."""
         if table.alone is not None or not symbols.size:
             return
         info = table.info if numbers is None else table.info[numbers]
@@ -199,14 +209,14 @@ class Popper:
         self._words[: len(words)], self._words[len(words) :] = words, 0
 
     def pop(self, count: int, table: Table) -> np.ndarray:
-        """uint16 `[count]`, symbols of a frequency above 0. Raises CodecError if too few words are
-        left."""
-        symbols = np.empty(count, dtype=np.uint16)
+        """`[count]` of `table.dtype`, symbols of a frequency above 0. Raises CodecError if too few
+        words are left."""
+        symbols = fresh_array(count, table.dtype)
         self.fill(symbols, table)
         return symbols
 
     def fill(self, symbols: np.ndarray, table: Table) -> None:
-        """The same into an array."""
+        """The same into an array, uint8 where that holds all symbols of the table, or uint16."""
         if table.alone is not None or not symbols.size:
             symbols.fill(table.alone or 0)
             return

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ders_core.codecs.coding.rans import BITS, Table
+from ders_core.codecs.coding.rans import BITS, Table, symbol_dtype
 from ders_core.codecs.coding.stream import damaged
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh_array
 from ders_core.later import np
 
 MOST = 255
@@ -41,13 +42,9 @@ class Gaps:
             raise damaged()
 
     @classmethod
-    def of(cls, gaps: np.ndarray, entries: int) -> Gaps:
-        """The best for these, int64 `[n]`, n > 0. entries: how many there are in all."""
-        low_bits = 0
-        while len(gaps) << (low_bits + USUAL_LOG2) < entries and low_bits < MOST_LOW_BITS:
-            low_bits += 1
-        units = int((gaps >> low_bits).sum())
-        goes_on = (units << UNIT_BITS) // (units + len(gaps))
+    def of(cls, units: int, count: int, low_bits: int) -> Gaps:
+        """The best for so many gaps, above 0. units: what their high parts add up to."""
+        goes_on = (units << UNIT_BITS) // (units + count)
         return cls(min(max(goes_on, LEAST_CHANCE), (1 << UNIT_BITS) - 1), low_bits)
 
     def table(self) -> Table:
@@ -71,34 +68,84 @@ class Gaps:
         return Table(np.full(1 << self.low_bits, 1 << BITS - self.low_bits))
 
 
-def coded(gaps: np.ndarray, kind: Gaps, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """(symbols of high parts uint16 `[m]`, low parts uint16 `[n]`) of gaps, int64 `[n]`."""
-    if kernels.takes():
-        from ders_core.compute.kernels import gaps as loops
+def low_bits_of(count: int, entries: int) -> int:
+    """Of so many gaps, above 0, between entries."""
+    low_bits = 0
+    while count << (low_bits + USUAL_LOG2) < entries and low_bits < MOST_LOW_BITS:
+        low_bits += 1
+    return low_bits
 
-        high_parts = np.empty(loops.count_pieces(gaps, kind.low_bits, most), dtype=np.uint16)
-        low = np.empty(gaps.size, dtype=np.uint16)
-        loops.split(gaps, kind.low_bits, most, high_parts, low)
-        return high_parts, low
-    high = gaps >> kind.low_bits
+
+@dataclass(frozen=True)
+class Found:
+    """What is not the common code. others: the codes, uint8 or uint16 `[n]`. low: the low parts of
+    the gaps before them, `[n]`, or `[0]` without low bits. units: what the high parts add up to."""
+
+    others: np.ndarray
+    low: np.ndarray
+    units: int
+    _pieces: np.ndarray
+
+    @classmethod
+    def of(cls, codes: np.ndarray, common: int, count: int, low_bits: int) -> Found:
+        """codes: uint8 or uint16 `[n]`. count: how many others there are, above 0."""
+        low_count, low_dtype = count if low_bits else 0, symbol_dtype(1 << low_bits)
+        if not kernels.takes():
+            places = np.flatnonzero(codes != common)
+            gaps = np.diff(places, prepend=-1) - 1
+            high = gaps >> low_bits
+            low = (gaps[:low_count] & (1 << low_bits) - 1).astype(low_dtype)
+            return cls(codes[places], low, int(high.sum()), _in_pieces(high, MOST))
+        from ders_core.compute.kernels.gaps import find
+
+        others, low = fresh_array(count, codes.dtype.type), fresh_array(low_count, low_dtype)
+        pieces = fresh_array(count + (codes.size >> low_bits) // MOST, np.uint8)
+        word = np.full(8 // codes.itemsize, common, codes.dtype).view(np.uint64)[0]
+        given = codes, codes.dtype.type(common), word, low_bits, MOST
+        filled, units = find(*given, others, pieces, low)
+        return cls(others, low, units, pieces[:filled])
+
+    def high(self, most: int) -> np.ndarray:
+        """The high parts in pieces of at most `most`: symbols uint8 `[m]`."""
+        if most == MOST:
+            return self._pieces
+        if not kernels.takes():
+            ends = np.flatnonzero(self._pieces < MOST)
+            totals = np.cumsum(self._pieces, dtype=np.int64)[ends]
+            return _in_pieces(np.diff(totals, prepend=0), most)
+        from ders_core.compute.kernels.gaps import split
+
+        symbols = fresh_array(len(self.others) + self.units // most, np.uint8)
+        return symbols[: split(self._pieces, MOST, most, symbols)]
+
+
+def _in_pieces(high: np.ndarray, most: int) -> np.ndarray:
     pieces = high // most
     ends = np.cumsum(pieces + 1)
-    symbols = np.full(int(ends[-1]) if len(ends) else 0, most, dtype=np.uint16)
+    symbols = np.full(int(ends[-1]), most, dtype=np.uint8)
     symbols[ends - 1] = high - pieces * most
-    return symbols, (gaps & (1 << kind.low_bits) - 1).astype(np.uint16)
+    return symbols
 
 
-def places_of(symbols: np.ndarray, low: np.ndarray, kind: Gaps, most: int) -> np.ndarray:
-    """The inverse, and summed up: the places of the entries after the gaps, int64 `[n]`, ascending.
-    low: as many as symbols below `most`; the last symbol is one of them."""
+def place_dtype(entries: int) -> type[np.generic]:
+    """Of places among so many entries, and of one that is larger than all."""
+    return np.uint32 if entries < 1 << 32 else np.int64
+
+
+def fill_places(
+    places: np.ndarray, symbols: np.ndarray, low: np.ndarray, kind: Gaps, most: int
+) -> None:
+    """The inverse, and summed up: fill places, of `place_dtype`, ascending, with those of the
+    entries after the gaps, or the largest that it holds. There are as many as symbols below `most`;
+    the last symbol is one of them. low: as many, or none without low bits."""
+    largest = int(np.iinfo(places.dtype).max)
     if kernels.takes():
         from ders_core.compute.kernels import gaps
 
-        found = np.empty(low.size + 1, dtype=np.int64)
-        gaps.sum_up(symbols, low, kind.low_bits, most, found)
-        return found[:-1]
+        gaps.sum_up(symbols, low, kind.low_bits, most, largest, places)
+        return
     ends = np.flatnonzero(symbols < most)
-    high = np.cumsum(symbols, dtype=np.int64)[ends]
-    whole = (high << kind.low_bits) + np.cumsum(low, dtype=np.int64)
-    places: np.ndarray = whole + np.arange(len(ends))
-    return places
+    whole = np.cumsum(symbols, dtype=np.int64)[ends] << kind.low_bits
+    if low.size:
+        whole += np.cumsum(low, dtype=np.int64)
+    places[:] = np.minimum(whole + np.arange(len(ends)), largest)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from ders_core.codecs.coding import runs
 from ders_core.codecs.coding.level_tables import Alphabet, LevelTables, Push
-from ders_core.codecs.coding.rans import Popper
+from ders_core.codecs.coding.rans import PIECE, Popper
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
-from ders_core.compute import kernels
+from ders_core.compute.pieces import pieces
 from ders_core.later import np
 
 ALONE, DENSE, RUNS = 0, 1, 2
@@ -36,22 +36,9 @@ class Section:
             self.tables.put(writer)
 
 
-def _gaps_of(codes: np.ndarray, common: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(how many common codes come before each other one int64, those others uint16). count: of
-    others."""
-    if kernels.takes():
-        from ders_core.compute.kernels.gaps import find
-
-        gaps, others = np.empty(count, np.int64), np.empty(count, np.uint16)
-        find(codes, np.uint16(common), gaps, others)
-        return gaps, others
-    places = np.flatnonzero(codes != common)
-    return np.diff(places, prepend=-1) - 1, codes[places]
-
-
 def section_of(codes: np.ndarray, counts: np.ndarray, common: int, alphabet: Alphabet) -> Section:
-    """codes: uint16 `[entries]`, of the alphabet. counts: how often each level occurs, int64.
-    common: the level that runs are of."""
+    """codes: uint8 or uint16 `[entries]`, of the alphabet. counts: how often each level occurs,
+    int64. common: the level that runs are of."""
     occurring = np.flatnonzero(counts)
     if len(occurring) < 2:
         return Section(ALONE, [int(occurring[0]) if len(occurring) else 0])
@@ -60,26 +47,52 @@ def section_of(codes: np.ndarray, counts: np.ndarray, common: int, alphabet: Alp
     if others.sum() > FEW_OTHERS * codes.size:
         tables = LevelTables.of(counts)
         return Section(DENSE, [], tables, tables.pushes(codes, counts, alphabet))
-    gaps, of_others = _gaps_of(codes, int(alphabet.codes[common]), int(others.sum()))
-    kind, tables = runs.Gaps.of(gaps, codes.size), LevelTables.of(others)
+    count, usual = int(others.sum()), int(alphabet.codes[common])
+    low_bits = runs.low_bits_of(count, codes.size)
+    found = runs.Found.of(codes, usual, count, low_bits)
+    kind, tables = runs.Gaps.of(found.units, count, low_bits), LevelTables.of(others)
     high_table, low_table = kind.table(), kind.low_table()
-    most = len(high_table.frequencies) - 1
-    high, low = runs.coded(gaps, kind, most)
+    high = found.high(len(high_table.frequencies) - 1)
     pushes = [
-        Push(high, high_table, np.bincount(high, minlength=most + 1)),
-        Push(low, low_table, np.bincount(low, minlength=1 << kind.low_bits)),
-        *tables.pushes(of_others, others, alphabet),
+        Push(high, high_table, _counted(high, len(high_table.frequencies))),
+        Push(found.low, low_table, _counted(found.low, 1 << low_bits)),
+        *tables.pushes(found.others, others, alphabet),
     ]
     return Section(RUNS, [kind.low_bits, kind.goes_on, len(high)], tables, pushes)
 
 
+def _counted(symbols: np.ndarray, length: int) -> np.ndarray:
+    """How often each symbol occurs, int64 `[length]`; in pieces, as numpy counts int64 alone."""
+    counts = np.zeros(length, dtype=np.int64)
+    for piece in pieces(symbols.size, PIECE):
+        counts += np.bincount(symbols[piece], minlength=length)
+    return counts
+
+
 @dataclass(frozen=True)
 class Popped:
-    """The levels of a class's entries. symbols: uint16 numbers of levels: of all entries, or, where
-    places are given (int64, ascending), of those there, while the others have the common one."""
+    """The levels of a class's entries. symbols: numbers of levels: of all entries, or, where places
+    are given (ascending), of those there, while the others have the common one."""
 
     symbols: np.ndarray
     places: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Room:
+    """What sections are read into, each where the one before it ended. symbols: uint8 or uint16
+    `[n]`, numbers of levels, of sections with one for each entry. others: the same `[m]` of those
+    with places, `[m]`, of `runs.place_dtype`: after each of these sections comes one that is
+    larger than all."""
+
+    symbols: np.ndarray
+    others: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def of_symbols(cls, symbols: np.ndarray) -> Room:
+        """Where all sections have one for each entry."""
+        return cls(symbols, np.empty(0, symbols.dtype), np.empty(0, np.uint32))
 
 
 @dataclass(frozen=True)
@@ -108,30 +121,36 @@ class Head:
         table = self.gaps.table()
         return self.count * (1 - int(table.frequencies[-1]) / (1 << table.bits))
 
-    def pop(self, size: int, common: int, popper: Popper, room: np.ndarray) -> Popped:
-        """size: how many entries the class has. room: uint16 `[size]` for their symbols, or `[0]`
-        where there are none of each. Raises CodecError if it cannot have them."""
-        if self.tables is None:
-            if self.alone == common:
-                return Popped(np.empty(0, np.uint16), np.empty(0, np.int64))
-            room.fill(self.alone)
-            return Popped(room)
-        if self.gaps is None:
-            self.tables.fill(room, popper)
-            return Popped(room)
-        if self.count > size:
-            raise damaged()
-        table = self.gaps.table()
+    def pop(
+        self, size: int, popper: Popper, symbols: np.ndarray, places: np.ndarray | None
+    ) -> Popped:
+        """size: how many entries the class has. symbols: `[size]`, for theirs; with places,
+        `[count + 1]` both, for the symbols of others. Raises CodecError if it cannot have them."""
+        if places is None:
+            if self.tables is None:
+                symbols.fill(self.alone)
+            else:
+                self.tables.fill(symbols, popper)
+            return Popped(symbols)
+        others = 0
+        if self.gaps is not None:
+            others = self._fill_places(size, self.gaps, popper, places)
+        places[others] = np.iinfo(places.dtype).max
+        if self.tables is not None:
+            self.tables.fill(symbols[:others], popper)
+        return Popped(symbols[:others], places[:others])
+
+    def _fill_places(self, size: int, gaps: runs.Gaps, popper: Popper, places: np.ndarray) -> int:
+        """How many others there are."""
+        table = gaps.table()
         most = len(table.frequencies) - 1
         high = popper.pop(self.count, table)
-        others = int((high < most).sum())
-        low = popper.pop(others, self.gaps.low_table())
-        places = runs.places_of(high, low, self.gaps, most)
-        if others and (places[-1] >= size or high[-1] == most):
+        others = int(np.count_nonzero(high < most))
+        low = popper.pop(others if gaps.low_bits else 0, gaps.low_table())
+        runs.fill_places(places[:others], high, low, gaps, most)
+        if others and (places[others - 1] >= size or high[-1] == most):
             raise damaged()
-        of_others = np.empty(others, dtype=np.uint16)
-        self.tables.fill(of_others, popper)
-        return Popped(of_others, places)
+        return others
 
 
 def read_section(reader: Reader, levels: int) -> Head:

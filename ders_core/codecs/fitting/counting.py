@@ -16,22 +16,23 @@ def arrange_and_count(
     part: Arrangement,
     begins: np.ndarray,
     arranged: np.ndarray,
+    least: int,
     counts: np.ndarray,
 ) -> None:
-    """Put codes, uint16 `[rows · in]`, of some rows into `arranged`, of the whole matrix, and add
-    how often they occur to counts, int64 `[classes, codes]`. begins: int64 `[classes]`, where those
-    of these rows begin there."""
+    """Put codes, uint16 `[rows · in]`, of some rows into `arranged`, of the whole matrix, less by
+    `least`: uint8 or uint16, which holds them then; and add how often they occur to counts, int64
+    `[classes, codes]`. begins: int64 `[classes]`, where those of these rows begin there."""
     matrix = codes.reshape(part.shape)
     if kernels.takes():
         from ders_core.compute.kernels import arranged as loops
 
         order = part.order, part.edges, part.kinds, begins
-        loops.arrange_and_count(matrix, *order, arranged, counts)
+        loops.arrange_and_count(matrix, *order, arranged, np.uint16(least), counts)
         return
     ordered = part.arranged(matrix)
     for number, (begin, of_class) in enumerate(zip(begins.tolist(), part.classes, strict=True)):
         some = ordered[of_class]
-        arranged[begin : begin + some.size] = some
+        arranged[begin : begin + some.size] = some - np.uint16(least)
         for piece in pieces(some.size, CHUNK):
             counts[number] += np.bincount(some[piece], minlength=counts.shape[1])
 

@@ -10,12 +10,12 @@ from functools import cached_property
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.entries import CodedEntries
-from ders_core.codecs.coding.sections import Popped
+from ders_core.codecs.coding.sections import Popped, Room
 from ders_core.codecs.coding.steps import Steps
+from ders_core.codecs.coding.stream import Writer
 from ders_core.codecs.delta_entries import Entries as DeltaEntries
-from ders_core.codecs.fitting.counting import arrange_and_count
 from ders_core.codecs.fitting.rounding import CODES, EXACT_CODES, FARTHEST, Piece, Rounding
-from ders_core.compute.buffers import fresh_array
+from ders_core.codecs.fitting.stored_codes import StoredCodes
 from ders_core.compute.pieces import largest_magnitude, row_pieces
 from ders_core.compute.threads import each_piece
 from ders_core.later import np, torch
@@ -113,7 +113,7 @@ class Entries:
 
     def coded_with(self, step: float, rounding: Rounding) -> Coded:
         """All entries with this step."""
-        codes = fresh_array(self.size, np.uint16)
+        codes = StoredCodes(self.size)
         counts = np.zeros((self.class_count, CODES), dtype=np.int64)
         is_quick = self.steps is None and rounding.rows == 1  # no thread needs help
         alone = threading.Lock()  # what entries are read into is reused, and counts are shared
@@ -124,7 +124,7 @@ class Entries:
                 slab = self._slab(rows, room)
             coded = rounding.coded(slab.values, step, slab.begin)
             with alone:
-                arrange_and_count(coded, slab.arrangement, self._begins(slab), codes, counts)
+                codes.put(coded, slab.arrangement, self._begins(slab), counts)
 
         if is_quick:
             for rows in self._rows(rounding.rows):
@@ -140,7 +140,10 @@ class Entries:
         def pieces() -> Iterator[Piece]:
             for slab in self.slabs():
                 pairs = zip(self._begins(slab), slab.arrangement.sizes, strict=True)
-                classes = [coded.codes[begin : begin + size] for begin, size in pairs]
+                classes = [coded.codes.piece(begin, begin + size) for begin, size in pairs]
+                if self.steps is None:  # row by row
+                    yield slab.values, classes[0]
+                    continue
                 codes = slab.arrangement.scattered(np.concatenate(classes))
                 yield slab.values, codes.reshape(-1)
 
@@ -153,22 +156,35 @@ class Entries:
     def decoded(self, coded: Coded, levels: torch.Tensor) -> torch.Tensor:
         """What codes with these levels give back, float32 `[out, in]`, in the matrix's own units.
         levels: of the codes that occur."""
+        kept, least = coded.codes.kept, coded.codes.least
         of_codes = np.zeros(CODES, np.float32)
         of_codes[coded.occurring] = levels.numpy()
-        sections = [Popped(coded.codes[part]) for part in self.arrangement.classes]
-        entries = CodedEntries(
-            self.arrangement, self.steps, None, of_codes, 0, sections, coded.codes
-        )
+        sections = [Popped(kept[part]) for part in self.arrangement.classes]
+        coded_levels, room = of_codes[least:], Room.of_symbols(kept)
+        entries = CodedEntries(self.arrangement, self.steps, None, coded_levels, 0, sections, room)
         return entries.matrix()
 
     def write(self, coded: Coded, levels: torch.Tensor) -> torch.Tensor:
-        """The stream. levels: float32, of the codes that occur."""
+        """The stream; the codes are gone then, and their counts stay. levels: float32, of the codes
+        that occur."""
         occurring = coded.occurring
         counts = coded.counts[:, occurring]
         common = int(counts.sum(0).argmax()) if len(occurring) else 0
-        classes = [coded.codes[part] for part in self.arrangement.classes]
-        given = levels.numpy(), common, classes, counts, occurring
-        return level_stream.write(self.steps, *given)
+        pushed = self._pushed(coded.codes, levels.numpy(), common, counts, occurring)
+        coded.codes.drop()
+        return pushed.tensor()
+
+    def _pushed(
+        self,
+        codes: StoredCodes,
+        levels: np.ndarray,
+        common: int,
+        counts: np.ndarray,
+        occurring: np.ndarray,
+    ) -> Writer:
+        classes = [codes.kept[part] for part in self.arrangement.classes]
+        given = levels, common, classes, counts, occurring - codes.least
+        return level_stream.pushed(self.steps, *given)
 
     def _begins(self, slab: Slab) -> np.ndarray:
         """int64 `[classes]`: where the entries of a slab begin among those of all."""
@@ -178,10 +194,10 @@ class Entries:
 
 @dataclass(frozen=True)
 class Coded:
-    """codes: uint16 `[n]`, increased by FARTHEST, in the order of the arrangement. counts: int64
+    """codes: increased by FARTHEST, in the order of the arrangement. counts: int64
     `[classes, CODES]`."""
 
-    codes: np.ndarray
+    codes: StoredCodes
     counts: np.ndarray
     step: float
     rounding: Rounding
@@ -189,9 +205,7 @@ class Coded:
     @cached_property
     def within(self) -> slice:
         """From the first code that occurs to the last: other counts, most of all, are not read."""
-        if not self.codes.size:
-            return slice(0, 0)
-        return slice(int(self.codes.min()), int(self.codes.max()) + 1)
+        return self.codes.within()
 
     @cached_property
     def counts_within(self) -> np.ndarray:

@@ -148,7 +148,7 @@ class _Spread(Sample):
     def try_out(self, step: float, rounding: Apart) -> Trial:
         codes = rounding.coded(self._values, step, 0)
         counts = np.zeros((self._entries.class_count, CODES), dtype=np.int64)
-        arrange_and_count(codes, self._row, self._row.begins, np.empty_like(codes), counts)
+        arrange_and_count(codes, self._row, self._row.begins, np.empty_like(codes), 0, counts)
         together = counts.sum(0)
         occurring = np.flatnonzero(together)
 

@@ -53,8 +53,9 @@ def corrected(
     """As `within`, of one rounding. step: the first that is tried."""
     count = max(entries.size, 1)
     slope = min(1.0, 8 * limit / count) if rounding.enough else 1.0  # bits that a doubling saves
-    best, too_small = None, 0.0
+    best, fitting, too_small = None, None, 0.0
     for attempt in range(MOST_ATTEMPTS):
+        best = None  # before there is another one
         coded = entries.coded_with(step, rounding)
         size = entries.stream_bytes(coded.counts_within, SLACK)
         octaves = 8 * (size - rounding.aim * limit) / count / slope
@@ -68,14 +69,15 @@ def corrected(
             too_small = step
             least = 0.001 * 2.0 ** (attempt // 16)  # where bytes are even over a range of steps
             step *= 2.0 ** min(max(octaves, least), 1.0)
-        if best is not None:
+        del coded, stream
+        if fitting is not None:
             if attempt >= REFINEMENTS:
                 break
             if too_small:
                 step = math.sqrt(too_small * fitting)
-    if best is None:
+    if fitting is None:
         raise AssertionError("zeros alone are within every limit")
-    return best
+    return write(entries.coded_with(fitting, rounding)) if best is None else best
 
 
 def _even_out(sample: Sample, rounding: Apart, limit: int, finest: float) -> float:

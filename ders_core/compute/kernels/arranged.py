@@ -51,10 +51,11 @@ def arrange_and_count(
     kinds: np.ndarray,
     begins: np.ndarray,
     arranged: np.ndarray,
+    least: np.uint16,
     counts: np.ndarray,
 ) -> None:
-    """As `arrange`, of codes uint16 `[out, in]`. counts: int64 `[classes, 2k + 1]`, k ≥ NEAR, gets
-    how often each code occurs added."""
+    """As `arrange`, of codes uint16 `[out, in]`, which become less by `least`. counts: int64
+    `[classes, 2k + 1]`, k ≥ NEAR, gets how often each code occurs added."""
     at, first = begins.copy(), np.uint32(counts.shape[1] // 2 - NEAR)
     near = np.zeros((at.size, TURNS, 2 * NEAR), dtype=np.uint32)
     for row in range(codes.shape[0]):
@@ -64,7 +65,7 @@ def arrange_and_count(
             filled = arranged[at[number] : at[number] + columns.size]
             for place in range(columns.size):
                 code = given[columns[place]]
-                filled[place] = code
+                filled[place] = code - least
                 shifted = np.uint32(np.uint32(code) - first)
                 if shifted < np.uint32(2 * NEAR):
                     of_class[place % TURNS, shifted] += np.uint32(1)
@@ -106,8 +107,8 @@ def expand_row(row: int, coded: tuple[Any, ...], filled: np.ndarray) -> None:
     sorted order. levels: float32. dense: bool `[classes]`: a
     symbol for each entry, or the entries that do not have the level `common`. at, passed: int64
     `[classes]`, the next of symbols or others, and how many entries were before; are changed.
-    symbols: uint16, numbers of levels. places: int64, of others among the entries of their class,
-    ascending; each class ends with one that is larger than all. others: uint16.
+    symbols: numbers of levels. places: of others among the entries of their class, ascending; each
+    class ends with one that is larger than all. others: numbers of their levels.
     """
     order, edges, kinds, row_steps, column_steps, levels, common = coded[:7]
     dense, at, passed, symbols, places, others = coded[7:]

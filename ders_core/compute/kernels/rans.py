@@ -1,8 +1,8 @@
 """Interleaved asymmetric numeral systems: see `codecs.coding.rans`, which has the same in numpy.
 
 states: uint32 `[lanes]`, are changed. info: uint32 `[symbols]`, a symbol's frequency, and above 16
-bits the first of its slots. Frequencies sum to 2^bits, bits ≤ 16, and none is 2^16. symbols: uint16
-`[n]`, each of a frequency above 0.
+bits the first of its slots. Frequencies sum to 2^bits, bits ≤ 16, and none is 2^16. symbols: uint8
+or uint16 `[n]`, each of a frequency above 0.
 """
 
 from __future__ import annotations
