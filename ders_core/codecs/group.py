@@ -139,6 +139,12 @@ class GroupCodec:
         """The most that one of them holds (see `Codec.calibrated_bytes`)."""
         return max(codec.calibrated_bytes(shape, is_full=is_full) for codec in self.codecs)
 
+    def packed_bytes(self, shape: tuple[int, int], dtype: Dtype) -> int:
+        """What an expert's parts take at most, of any of them."""
+        return max(
+            sum(spec.nbytes for spec in codec.parts(shape, dtype).values()) for codec in self.codecs
+        )
+
     def shared_bytes(self, width: int) -> int:
         """What all of them hold for all experts (see `Codec.shared_bytes`)."""
         return sum(codec.shared_bytes(width) for codec in self.codecs)

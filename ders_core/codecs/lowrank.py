@@ -180,12 +180,13 @@ class LowRank(DeltaCodec):
         return 4 * math.prod(shape) + self.beside_bytes(shape)
 
     def beside_bytes(self, shape: tuple[int, int]) -> int:
-        """Without an exact SVD, the factors, the Krylov space with its images, and a tile."""
+        """Without an exact SVD, the factors, the Krylov space with its images, and a tile; and half
+        as much that the allocator keeps between blocks of these."""
         rank = self._rank(shape, Dtype.F32)
         if self._is_exact(shape, rank):
             return super().beside_bytes(shape)
         held = max(directions.held_by_leading(shape, rank) + TILE_BYTES, HELD_BYTES)
-        return held + 4 * rank * sum(shape)
+        return held + held // 2 + 4 * rank * sum(shape)
 
     def remark(self, shape: tuple[int, int]) -> str:
         if self.rank is None or self.rank <= min(shape):

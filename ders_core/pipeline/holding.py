@@ -52,7 +52,8 @@ def holding_of(
         return None
     # at first one expert may be encoded alone, until its memory is free (`Encoder`): what is read
     # ahead leaves room for all threads, for what waits to be written, and for what is not held
-    ahead = left - (threads + UNUSED) * beside - min(threads + 1, experts - count) * matrix
+    waiting = UNUSED * codec.packed_bytes((out, width), group.dtype)
+    ahead = left - threads * beside - waiting - min(threads + 1, experts - count) * matrix
     if ahead < matrix or (count - 2) * matrix + threads * beside > left:
         return None
     return Holding(count, min(ahead, count * matrix), beside, left)

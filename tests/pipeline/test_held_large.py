@@ -23,7 +23,6 @@ from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint import held as held_module
 from ders_core.checkpoint.held import Holding, first_held
 from ders_core.checkpoint.room import ROOM, NotWanted, Room, Turn
-from ders_core.checkpoint.side_by_side import UNUSED
 from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES
 from ders_core.checkpoint.streaming import SLAB_BYTES, SLABS
 from ders_core.codecs import Codec, EncodeContext, Quantized, Sparse
@@ -207,8 +206,8 @@ def test_only_what_stays_in_memory_is_held(
     assert not holding(CODEC, "cuda")
     monkeypatch.setattr(holding_module, "CACHED_SLAB_BYTES", 0)  # larger than such small experts
     learnt = Quantized(bits=2, grid="learned")  # holds a delta in float32, and more
-    # the base, one expert that is read ahead, and what two threads and results that wait need
-    most = 2 * 2 * WEIGHTS + (2 + UNUSED) * 8 * WEIGHTS
+    # the base, two of the four experts, and what two threads need
+    most = 3 * 2 * WEIGHTS + 2 * 8 * WEIGHTS
     monkeypatch.setattr(holding_module, "MOST_BYTES", most)
     assert holding(learnt) == 4
     assert not holding(CODEC)  # its pieces are larger too
