@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import shutil
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from ders_core.compute import kernels
-from ders_core.compute.kernels.loop import loop, stamps
+from ders_core.compute.kernels.loop import loop, part_apart, stamps
 
 PACKAGE = kernels.__name__
 FOLDER = Path(str(kernels.__file__)).parent
@@ -125,3 +126,18 @@ def test_code_that_nothing_names_is_removed(
         after = set(tmp_path.glob("__pycache__/*.nbc"))
         assert len(after - before) == 1
         assert len(after) == (2 if values.dtype == np.int32 else 1)
+
+
+def test_a_part_closes_over_no_value() -> None:
+    """Two of one name that do would be taken for each other, where files keep their machine
+    code."""
+
+    def shifted_by(count: int) -> Callable[[int], int]:
+        @part_apart
+        def shifted(number: int) -> int:
+            return number >> count
+
+        return shifted
+
+    with pytest.raises(TypeError, match="shifted closes over a value"):
+        shifted_by(7)

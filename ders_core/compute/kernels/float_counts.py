@@ -10,11 +10,9 @@ than 2^COUNT_BITS − 1 of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from ders_core.compute.kernels.loop import loop, part_apart
+from ders_core.compute.kernels.loop import loop, part, part_apart
 
 TURNS = 4
 """Sums side by side of what is added up for each context."""
@@ -23,25 +21,34 @@ COUNT_BITS = 11
 """Below a sum in one number: of how many it is."""
 
 Numbers = tuple[int, int, int, int, int]
-Fill = Callable[[np.ndarray, int, int, int, np.ndarray], None]
 
 
-def contexts_below(fraction: int) -> Fill:
-    """A part that fills contexts, uint8, of bases, with so many bits below their exponent: a shift
-    by a constant needs no more bits than the base has, and processors work on several at once."""
-
-    @part_apart
-    def fill(base: np.ndarray, mask: int, top: int, last: int, contexts: np.ndarray) -> None:
-        narrow = base.dtype.type
-        kept, most, few = narrow(mask), narrow(top), narrow(last)
-        for place in range(base.size):
-            exponent = narrow(narrow(base[place] >> fraction) & kept)
-            contexts[place] = np.uint8(min(narrow(most - exponent), few))
-
-    return fill
+@part
+def fill_contexts(
+    base: np.ndarray, fraction: int, mask: int, top: int, last: int, contexts: np.ndarray
+) -> None:
+    """Fill contexts, uint8, of bases, with so many bits below their exponent: a shift by a constant
+    needs no more bits than the base has, and processors work on several at once."""
+    narrow = base.dtype.type
+    kept, most, few = narrow(mask), narrow(top), narrow(last)
+    for place in range(base.size):
+        exponent = narrow(narrow(base[place] >> fraction) & kept)
+        contexts[place] = np.uint8(min(narrow(most - exponent), few))
 
 
-of_bfloat16, of_float16, of_float32 = (contexts_below(fraction) for fraction in (7, 10, 23))
+@part_apart
+def of_bfloat16(base: np.ndarray, mask: int, top: int, last: int, contexts: np.ndarray) -> None:
+    fill_contexts(base, 7, mask, top, last, contexts)
+
+
+@part_apart
+def of_float16(base: np.ndarray, mask: int, top: int, last: int, contexts: np.ndarray) -> None:
+    fill_contexts(base, 10, mask, top, last, contexts)
+
+
+@part_apart
+def of_float32(base: np.ndarray, mask: int, top: int, last: int, contexts: np.ndarray) -> None:
+    fill_contexts(base, 23, mask, top, last, contexts)
 
 
 @part_apart

@@ -68,7 +68,14 @@ def part(function: Function) -> Function:
 
 
 def part_apart(function: Function) -> Function:
-    """A part of loops that works on single numbers, or so long on arrays that it may be called."""
+    """A part of loops that works on single numbers, or so long on arrays that it may be called.
+
+    Machine code is kept in files, where a part has a name and a number that counts what a process
+    compiled: functions of one name that close over different values would be taken for each other.
+    Raises TypeError for one that closes over a value.
+    """
+    if function.__closure__:
+        raise TypeError(f"{function.__qualname__} closes over a value: make it an argument")
     compiled: Function = njit(nogil=True, error_model="numpy")(function)
     return compiled
 
