@@ -15,8 +15,8 @@ from ders_core.recipe import Recipe
 
 MOST_BYTES = 1_130_000_000
 """What held experts, bases and what threads need beside them take at most, all together: with
-torch, compiled loops and what the allocator keeps, up to 470 MB, a process stays within 1.6 GB, as
-its tasks follow one another. All eight experts of Mixtral's size fit."""
+torch, compiled loops and what the allocator keeps, up to 490 MB, a process stays within about
+1.6 GB, as its tasks follow one another. All eight experts of Mixtral's size fit."""
 
 
 def holding_of(
