@@ -60,7 +60,7 @@ def ways(positions: torch.Tensor, entries: int, low_bits: int) -> dict[str, Way]
     common = int(counts.argmax())
 
     def coded() -> torch.Tensor:
-        return level_stream.write(None, LEVELS, common, [codes], counts[None])
+        return level_stream.write(None, LEVELS, common, [codes], counts[None]).tensor()
 
     return {
         "bitmap": Way(

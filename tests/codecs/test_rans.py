@@ -215,7 +215,7 @@ def test_streams_are_as_small_as_their_entropy(spread: float, steps: bool) -> No
     known = some_steps(random, shape) if steps else None
     levels, symbols, counts, rounded = classes_of(random, shape, spread, known)
     common = int(counts.sum(0).argmax())
-    stream = level_stream.write(known, levels, common, symbols, counts)
+    stream = level_stream.write(known, levels, common, symbols, counts).tensor()
     alphabets = [row[row > 0] for row in counts]
     if known is not None:
         alphabets += [np.bincount(each - each.min()) for each in (known.rows, known.columns)]
@@ -240,13 +240,15 @@ def test_weights_are_the_same_without_a_compiler(
     levels, symbols, counts, _ = classes_of(random, shape, 0.4, known)
     common = int(counts.sum(0).argmax())
     levels[common] = level
-    stream = level_stream.write(known, levels, common, symbols, counts)
+    stream = level_stream.write(known, levels, common, symbols, counts).tensor()
     base = torch.from_numpy(random.standard_normal(shape)).to(dtype)
     base[::3, ::2] = -0.0
     entries = level_stream.read(stream, shape)
     delta, weight = entries.matrix(), entries.onto(base)
     with NO_COMPILER:
-        assert torch.equal(level_stream.write(known, levels, common, symbols, counts), stream)
+        assert torch.equal(
+            level_stream.write(known, levels, common, symbols, counts).tensor(), stream
+        )
         plainly = level_stream.read(stream, shape)
         for one, other in ((plainly.matrix(), delta), (plainly.onto(base), weight)):
             assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
@@ -276,7 +278,7 @@ def test_damaged_streams_are_refused_or_read_as_others(
     random, shape = np.random.default_rng(seed), (12, 60)
     known = some_steps(random, shape) if steps else None
     levels, symbols, counts, _ = classes_of(random, shape, spread, known)
-    stream = level_stream.write(known, levels, 0, symbols, counts)
+    stream = level_stream.write(known, levels, 0, symbols, counts).tensor()
     for _ in range(int(random.integers(1, 4))):
         place = int(random.integers(len(stream)) ** random.choice([1, 0.5]))
         stream[place] = int(random.integers(256))

@@ -91,7 +91,7 @@ def test_symbols_take_a_byte_up_to_255_levels() -> None:
         counts = np.full((1, levels), 4)
         table = np.linspace(-1, 1, levels).astype(np.float32)
         shape = (4, levels)
-        stream = level_stream.write(None, table, 0, [codes], counts)
+        stream = level_stream.write(None, table, 0, [codes], counts).tensor()
         entries = level_stream.read(stream, shape)
         assert entries.room.symbols.itemsize == size
         assert np.array_equal(entries.matrix().numpy(), table[codes].reshape(shape))

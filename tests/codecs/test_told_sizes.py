@@ -42,7 +42,7 @@ def written(likely: np.ndarray, classed: bool, seed: int) -> Written:
     classes = [arranged[part] for part in arrangement.classes]
     counts = np.stack([np.bincount(each, minlength=len(used)) for each in classes])
     common = int(counts.sum(0).argmax())
-    stream = level_stream.write(steps, levels, common, classes, counts)
+    stream = level_stream.write(steps, levels, common, classes, counts).tensor()
     told = level_stream.stream_bytes(steps, counts), told_bytes(steps, counts)
     return Written(stream.numel(), *told)
 

@@ -195,7 +195,7 @@ def test_a_classed_stream_gives_back_levels_times_steps(
     arrangement = Arrangement.of((out, width), steps)
     arranged = arrangement.arranged(numbers.reshape(out, width).astype(np.uint16))
     symbols = [arranged[part] for part in arrangement.classes]
-    stream = level_stream.write(steps, levels, 0, symbols, counts)
+    stream = level_stream.write(steps, levels, 0, symbols, counts).tensor()
     assert stream.numel() <= level_stream.stream_bytes(steps, counts, 1.01) + 8 * len(counts)
     got = double(level_stream.read(stream, (out, width)).matrix())
     scale = np.add.outer(np.array(rows, dtype=float), np.array(columns, dtype=float))

@@ -91,18 +91,6 @@ def write(
     classes: Sequence[np.ndarray],
     counts: np.ndarray,
     codes: np.ndarray | None = None,
-) -> torch.Tensor:
-    """uint8 `[n]`; the arguments as of `pushed`."""
-    return pushed(steps, levels, common, classes, counts, codes).tensor()
-
-
-def pushed(
-    steps: Steps | None,
-    levels: np.ndarray,
-    common: int,
-    classes: Sequence[np.ndarray],
-    counts: np.ndarray,
-    codes: np.ndarray | None = None,
 ) -> Writer:
     """What the stream is made of; nothing in it is of the classes.
 

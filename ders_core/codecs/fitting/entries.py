@@ -184,7 +184,7 @@ class Entries:
     ) -> Writer:
         classes = [codes.kept[part] for part in self.arrangement.classes]
         given = levels, common, classes, counts, occurring - codes.least
-        return level_stream.pushed(self.steps, *given)
+        return level_stream.write(self.steps, *given)
 
     def _begins(self, slab: Slab) -> np.ndarray:
         """int64 `[classes]`: where the entries of a slab begin among those of all."""
