@@ -153,4 +153,5 @@ def first_held(group: ExpertGroup, holding: Holding, turn: Turn) -> ExpertGroup:
             matrix.read_into(memory, slice(0, shape[0]))
             is_read = np.ones(shape[0], bool)
             held_experts.append(HeldMatrix(matrix.info, matrix.slot, matrix, [memory], is_read))
+    return_small_blocks()  # of the group before, which is done with by now
     return replace(group, experts=(*held_experts, *group.experts[holding.count :]))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from ders_core.compute.buffers import reused
+from ders_core.compute.threads import wait_until
 from ders_core.later import torch
 
 
@@ -56,8 +57,9 @@ class Room:
     @contextmanager
     def beside(self, nbytes: int, most: int) -> Iterator[None]:
         """A block that needs so many bytes. Wait until held matrices and all such blocks take at
-        most `most` bytes with them, or there is no other block, so that there is always one. Raises
-        NotWanted where the turn that this thread works in (`working_in`) is over."""
+        most `most` bytes with them, or there is no other block, so that there is always one; a
+        thread that waits helps others (see `compute.threads.each_piece`). Raises NotWanted where
+        the turn that this thread works in (`working_in`) is over."""
         turn = _working.turn
 
         def is_over() -> bool:
@@ -67,7 +69,7 @@ class Room:
             return not self._beside or self._taken + self._beside + nbytes <= most
 
         with self._changed:
-            self._changed.wait_for(lambda: is_over() or is_free())
+            wait_until(self._changed, lambda: is_over() or is_free())
             if is_over():
                 raise NotWanted
             self._beside += nbytes

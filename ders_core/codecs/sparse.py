@@ -73,7 +73,7 @@ class Sparse(DeltaCodec):
     value_bits: values in the model's dtype, or with 8 bits, or 4 with 16 learnt levels.
     """
 
-    rows_at_once: ClassVar[int] = 6 << 20  # all entries are gone through for them
+    rows_at_once: ClassVar[int] = 1 << 20
     name: ClassVar[str] = "sparse"
     summary: ClassVar[str] = "Keeps a share of each delta's entries and drops the rest."
     source: ClassVar[str] = (

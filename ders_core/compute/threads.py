@@ -167,6 +167,11 @@ class IdleThreads:
         """Help others until this is done, instead of waiting for it."""
         self._asked.serve_until(done)
 
+    def wait_for(self, changed: threading.Condition, is_so: Callable[[], bool]) -> None:
+        """Wait, with `changed` acquired once, until something is so of which it is notified; and
+        help others meanwhile, with `changed` released."""
+        self._asked.serve_until_so(changed, is_so)
+
 
 class _Asked:
     """Who asks for help: functions that any thread may call, each once."""
@@ -174,6 +179,8 @@ class _Asked:
     def __init__(self) -> None:
         self._open: deque[tuple[Future[None], Callable[[], None]]] = deque()
         self._changed = threading.Condition()
+        # no lock is held while others are: what is notified there, a tensor that goes notifies too
+        self._waiting: list[threading.Condition] = []
 
     def add(self, take: Callable[[], None]) -> Future[None]:
         """The future of one call; cancelled, nobody calls it."""
@@ -183,6 +190,9 @@ class _Asked:
                 self._open.popleft()
             self._open.append((helper, take))
             self._changed.notify_all()
+        for changed in tuple(self._waiting):
+            with changed:
+                changed.notify_all()
         return helper
 
     def serve(self) -> None:
@@ -208,6 +218,21 @@ class _Asked:
             if done.done():
                 return
             self.serve()
+
+    def serve_until_so(self, changed: threading.Condition, is_so: Callable[[], bool]) -> None:
+        self._waiting.append(changed)
+        try:
+            while True:
+                changed.wait_for(lambda: self._open or is_so())
+                if is_so():
+                    return
+                changed.release()
+                try:
+                    self.serve()
+                finally:
+                    changed.acquire()
+        finally:
+            self._waiting.remove(changed)
 
     def _tell(self, _: Future[R]) -> None:
         with self._changed:
@@ -258,6 +283,15 @@ def wait_for(done: Future[R]) -> None:
         wait([done])
     else:
         _helped.idle.until(done)
+
+
+def wait_until(changed: threading.Condition, is_so: Callable[[], bool]) -> None:
+    """Wait, with `changed` acquired once, until something is so of which it is notified; this
+    thread helps meanwhile, as in `result_of`."""
+    if _helped.idle is None:
+        changed.wait_for(is_so)
+    else:
+        _helped.idle.wait_for(changed, is_so)
 
 
 def in_this_mode(function: Callable[P, R]) -> Callable[P, R]:

@@ -47,11 +47,17 @@ def holding_of(
     left = MOST_BYTES - (form.count or 1) * matrix - shared
     if recipe.calibration and available_threads() > threads:  # the others help with moments
         left -= threads * HELPING_BYTES
-    count = min((left - max(beside, slabs)) // matrix, experts)
+    # one is encoded alone until its memory is free (`Encoder`), only where all are held then, or
+    # else too few would be
+    count, alone = (
+        min((left - max(each * beside, slabs)) // matrix, experts) for each in (threads, 1)
+    )
+    if alone == experts or count <= experts // 2:
+        count = alone
     if count <= experts // 2:
         return None
-    # at first one expert may be encoded alone, until its memory is free (`Encoder`): what is read
-    # ahead leaves room for all threads, for what waits to be written, and for what is not held
+    # what is read ahead leaves room for all threads, for what waits to be written, and for what is
+    # not held
     waiting = UNUSED * codec.packed_bytes((out, width), group.dtype)
     ahead = left - threads * beside - waiting - min(threads + 1, experts - count) * matrix
     if ahead < matrix or (count - 2) * matrix + threads * beside > left:

@@ -22,6 +22,7 @@ from ders_core.codecs.coding.block_draws import BlockDraw
 from ders_core.codecs.coding.prng import expert_seed, random_positions
 from ders_core.codecs.held_entries import HeldEntries
 from ders_core.codecs.selection import drawn as selection
+from ders_core.codecs.selection.placing import scattered
 from ders_core.codecs.testing.inputs import DTYPES
 
 T = TypeVar("T")
@@ -59,6 +60,35 @@ def test_equals_the_definition(
         assert places == plainly(lambda: places_of(size, count, seed))
     assert places == defined(size, count, seed, block_values)
     assert len(set(places)) == count
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 30)),
+    block_values=st.sampled_from([16, 100, 1000]),
+    compiled=st.booleans(),
+)
+def test_some_rows_are_those_of_the_whole(
+    data: st.DataObject, shape: tuple[int, int], block_values: int, compiled: bool
+) -> None:
+    """Though the blocks of other rows are not drawn."""
+    size = math.prod(shape)
+    count = data.draw(st.integers(0, size))
+    first = data.draw(st.integers(0, shape[0]))
+    rows = slice(first, data.draw(st.integers(first, shape[0])))
+
+    def check() -> None:
+        places = selection.DrawnPlaces(BlockDraw(size, count, 3), CPU)
+        values = 1 + torch.arange(count, dtype=torch.float32)
+        whole = scattered(values, places, shape)
+        assert torch.equal(scattered(values, places, shape, rows), whole[rows])
+        assert torch.count_nonzero(whole) == count
+        drawn = sum(some.numel() for some in places.between(0, 1)[1])
+        assert drawn <= 2 * block_values
+
+    with in_blocks_of(block_values):
+        check() if compiled else plainly(check)
 
 
 def test_of_one_block_they_are_those_of_the_matrix() -> None:

@@ -10,7 +10,8 @@ from weakref import ref
 
 import pytest
 
-from ders_core.compute.threads import IdleThreads, _Asked
+from ders_core.checkpoint.room import Room
+from ders_core.compute.threads import IdleThreads, _Asked, each_piece, helped_by
 
 WAIT = 20.0
 """Seconds after which a test fails in place of waiting for ever."""
@@ -169,3 +170,31 @@ def test_who_asks_behind_those_that_are_gone_is_helped() -> None:
         over.set()
         assert busy.result(WAIT)
         pool.submit(idle.help, lambda _: together.wait(), range(2)).result(WAIT)
+
+
+def test_who_waits_for_room_helps() -> None:
+    """Two pieces that wait for each other, while the other thread of the pool wants more room than
+    there is; and again, as the first time it was asleep before anybody asked."""
+    room, together, order = Room(), threading.Barrier(2, timeout=WAIT), list[str]()
+
+    def first() -> None:
+        with helped_by(idle), room.beside(10, 15):
+            waiting.wait(WAIT)
+            for pause in (0.1, 0.0):
+                time.sleep(pause)
+                each_piece(lambda _: together.wait(), range(2))
+            order.append("first")
+
+    def second() -> None:
+        waiting.set()
+        with helped_by(idle), room.beside(10, 15):
+            order.append("second")
+
+    waiting = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        idle = IdleThreads(pool, 1)
+        tasks = [pool.submit(first), pool.submit(second)]
+        for task in tasks:
+            task.result(WAIT)
+    assert order == ["first", "second"]
+    assert not idle._asked._waiting

@@ -17,7 +17,7 @@ from ders_core.checkpoint.room import ROOM, Room
 from ders_core.checkpoint.side_by_side import UNUSED
 from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES
 from ders_core.checkpoint.streaming import CACHED_SLABS
-from ders_core.codecs import Codec, Entropy, Quantized, Sparse, make_codec
+from ders_core.codecs import Codec, Quantized, Sparse, make_codec
 from ders_core.compute import buffers
 from ders_core.compute.threads import threads_of_torch
 from ders_core.errors import CodecError
@@ -131,14 +131,6 @@ def test_all_experts_of_mixtral_are_held(codec: Codec, threads: int) -> None:
     slabs = min(threads, CACHED_SLABS) * CACHED_SLAB_BYTES
     for shape in (MIXTRAL, MIXTRAL[::-1]):
         assert max(codec.beside_bytes(shape), slabs) <= room
-
-
-@pytest.mark.parametrize(("bits", "count"), [(0.2, 7), (0.7, 7), (1, 7), (2, 6), (5, 6), (8, 6)])
-def test_most_experts_of_mixtral_are_held_with_entropy(bits: float, count: int) -> None:
-    matrix = 2 * MIXTRAL[0] * MIXTRAL[1]
-    for shape in (MIXTRAL, MIXTRAL[::-1]):
-        left = holding_module.MOST_BYTES - matrix - Entropy(bits=bits).beside_bytes(shape)
-        assert left // matrix == count
 
 
 @pytest.mark.timeout(60)

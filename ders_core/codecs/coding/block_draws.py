@@ -62,13 +62,21 @@ class BlockDraw:
         plan = BLOCK_VALUES, self.size, self.count, self.offset
         return np.array(plan, np.int64), position_keys(self.size, self.seed)[1]
 
-    def chunks(self, device: torch.device) -> Iterator[torch.Tensor]:
+    def blocks_of(self, begin: int, end: int) -> slice:
+        """Those in which the entries from `begin` to before `end` lie."""
+        last = self.blocks - 1
+        first = min(begin // BLOCK_VALUES, last)
+        return slice(first, max(first, min((end - 1) // BLOCK_VALUES, last) + 1))
+
+    def chunks(self, device: torch.device, blocks: slice | None = None) -> Iterator[torch.Tensor]:
         """The flat places, int64 `[n]`, of some blocks at a time; in a block, in the order of the
-        permutation."""
+        permutation. blocks: of all if it is None."""
         if not self.count:
             return
+        first, end = (0, self.blocks) if blocks is None else (blocks.start, blocks.stop)
         entries = chunk_values(device, CHUNK) * self.size // self.count
-        for part in pieces(self.blocks, max(entries // BLOCK_VALUES, 1)):
+        for some in pieces(end - first, max(entries // BLOCK_VALUES, 1)):
+            part = slice(first + some.start, first + some.stop)
             if self.has_loops(device):
                 yield self._by_loops(part)
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ders_core.codecs.codec import EncodeContext
@@ -75,6 +75,10 @@ class DrawnPlaces(Places):
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return self._draw.chunks(self._device)
+
+    def between(self, begin: int, end: int) -> tuple[int, Iterable[torch.Tensor]]:
+        blocks = self._draw.blocks_of(begin, end)
+        return self._draw.drawn_before(blocks.start), self._draw.chunks(self._device, blocks)
 
     def read_into(self, values: torch.Tensor, entries: Entries) -> None:
         if self._draw.has_loops(self._device):

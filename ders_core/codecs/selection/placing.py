@@ -26,6 +26,11 @@ class Places(ABC):
         """The same, to be gone through more than once."""
         return PlacesInPieces([*self], has_gaps=self.has_gaps)
 
+    def between(self, begin: int, end: int) -> tuple[int, Iterable[torch.Tensor]]:
+        """Pieces that hold all places from `begin` to before `end`, maybe others too; and how many
+        places come before them."""
+        return 0, self
+
     def read_into(self, values: torch.Tensor, entries: Entries) -> None:
         """Fill values, float32 `[n]`, with the entries at the places, 0 where there is none."""
         begin = 0
@@ -112,7 +117,8 @@ def scattered(
     size, is_whole = end - begin, end - begin == math.prod(shape) and not pieces.has_gaps
     # what is not inside goes behind the end: a GPU would have to be asked how much that is
     flat = fresh((size if is_whole else size + 1,), torch.float32, values.device).zero_()
-    for kept, places in placed(values, pieces):
+    before, some = pieces.between(begin, end)
+    for kept, places in placed(values[before:], some):
         if not is_whole:
             is_inside = (places >= begin) & (places < end)
             places = torch.where(is_inside, places - begin, size)
