@@ -258,6 +258,11 @@ def helped_by(idle: IdleThreads | None) -> Iterator[None]:
         _helped.idle = before
 
 
+def is_helped() -> bool:
+    """Whether others may help this thread."""
+    return _helped.idle is not None
+
+
 def each_piece(work: Callable[[T], object], pieces: Iterable[T], held: int = 0) -> None:
     """`work(piece)` for each, in this thread and in those that help it, in any order: what a piece
     gives must depend neither on the others nor on the thread. held: bytes that one piece holds

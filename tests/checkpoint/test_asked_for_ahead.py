@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.stored_groups import group_of
 
+from ders_core.files import cold_reads
 from ders_core.files.cold_reads import LARGE_BYTES
 
 
@@ -38,6 +40,7 @@ def test_what_is_read_past_the_cache_is_not_asked_for_ahead(
 ) -> None:
     begun: list[threading.Thread] = []
     monkeypatch.setattr(threading.Thread, "start", lambda thread: begun.append(thread))
+    monkeypatch.setattr(cold_reads, "_paces", defaultdict(cold_reads._Pace))  # no disk is slow
     rows = LARGE_BYTES // 64
     group_of(tmp_path / "a.safetensors", np.zeros((2, rows, 16), np.float32)).read_ahead()
     assert not begun

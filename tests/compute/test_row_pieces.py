@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ders_core.compute.row_pieces import LEAST, by_row_pieces
-from ders_core.compute.threads import threads_of_torch
+from ders_core.compute.threads import IdleThreads, helped_by, threads_of_torch
 
 
 @settings(max_examples=40)
@@ -40,6 +41,24 @@ def test_each_row_is_in_one_piece(
     assert len(seen) <= max(threads, 1)
     if values < 2 * LEAST:
         assert len(seen) == 1
+
+
+def test_in_one_of_several_threads_those_that_help_share_rows() -> None:
+    """Two pieces that wait for each other; each row is in one."""
+    together, seen = threading.Barrier(2, timeout=20), list[tuple[int, int]]()
+
+    def work(first: int, last: int) -> None:
+        seen.append((first, last))
+        if first in (0, 4):
+            together.wait()
+
+    def ask() -> None:
+        with threads_of_torch(1), helped_by(IdleThreads(pool, 1)):
+            by_row_pieces(work, 30, 9 * LEAST, multiple=2)
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(ask).result()
+    assert sorted(seen) == [(begin, min(begin + 4, 30)) for begin in range(0, 30, 4)]
 
 
 def test_an_error_of_another_thread_is_raised() -> None:
