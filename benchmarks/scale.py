@@ -61,7 +61,6 @@ DECODED = {"entropy, 0.2 bits": Goal(least=800), "entropy, 5 bits": Goal(least=2
 """Millions of weights a second, a core."""
 
 WITH_ONE_THREAD = ("drop 0.9", "4 bits", "entropy, 1 bits", "rank 64", CALIBRATED)
-OF_ONE_LAYER = ("rank 64", CALIBRATED)
 LOADED = "4 bits"
 ANALYSES = "analyze", "analyze, heads of spectra"
 MEMORY = "memory: compress"
@@ -126,7 +125,7 @@ def run(bench: Bench) -> None:
     bench.forget_copy()
     analyses(bench)
     for name in RECIPES:
-        codec(bench, name, 1 if name in OF_ONE_LAYER else bench.layers)
+        codec(bench, name, 1 if name == CALIBRATED else bench.layers)
     memory(bench)
     plain(bench)
     opening(bench)
