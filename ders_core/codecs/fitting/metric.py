@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ders_core.codecs.fitting.definite import check_factor
 from ders_core.codecs.fitting.once import OfTheLast
-from ders_core.compute.eigen import largest_eigenvalue
+from ders_core.compute.eigen import eigen_of, largest_eigenvalue
 from ders_core.compute.krylov import Dense, Krylov
 from ders_core.compute.triangles import back_lower, times_lower
 from ders_core.later import torch
@@ -95,7 +95,8 @@ def _largest(moments: torch.Tensor) -> torch.Tensor:
     space = Krylov(Dense(moments.float()), WIDTH, seed=0)
     for _ in range(STEPS):
         space.grow()
-    return space.values()[0][0] if is_on_cpu else largest_eigenvalue(space.gram).sqrt()
+    square = eigen_of(space.gram)[0][0] if is_on_cpu else largest_eigenvalue(space.gram)
+    return square.sqrt()
 
 
 metric_of = OfTheLast(_compute_metric)
