@@ -155,7 +155,9 @@ def test_the_squares_of_a_low_rank_do_not_exceed_its_energy(dtype: torch.dtype) 
     space = Krylov(Dense(delta.to(dtype)), BLOCK, seed=0)
     for _ in range(STEPS):
         space.grow()
-    assert eigen_of(space.gram)[0].sum() == pytest.approx(float(delta.double().square().sum()), rel=0.002)
+    assert eigen_of(space.gram)[0].sum() == pytest.approx(
+        float(delta.double().square().sum()), rel=0.002
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

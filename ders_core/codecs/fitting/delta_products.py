@@ -12,6 +12,7 @@ from ders_core.compute.krylov import Dense
 from ders_core.compute.magnitude import scale_for
 from ders_core.compute.pieces import chunk_values, largest_magnitude, row_pieces
 from ders_core.compute.tensor_scale import tensor_scale_of
+from ders_core.compute.threads import each_piece
 from ders_core.later import torch
 
 
@@ -46,15 +47,20 @@ def products_of(deltas: Deltas) -> tuple[Dense, torch.Tensor]:
         delta = deltas.of_rows(slice(None))
         scale = tensor_scale_of(delta)
         return Dense(delta / scale), scale.double()
-    largest = max(
-        (
-            largest_magnitude(deltas.of_rows(rows))
-            for rows in row_pieces(deltas.shape, chunk_values(deltas.device))
-        ),
-        default=0.0,
-    )
-    power = scale_for(largest)
+    power = scale_for(_largest(deltas))
     scale = torch.tensor(power, dtype=torch.float64)
     if deltas.base is not None:
         return DeltaProducts(deltas, deltas.base, power), scale
     return Dense(deltas.weight if power == 1 else deltas.weight / power), scale
+
+
+def _largest(deltas: Deltas) -> float:
+    """The largest magnitude of an entry, on a CPU, where threads that help (see `each_piece`) share
+    out rows."""
+    found = [0.0]
+
+    def look(rows: slice) -> None:
+        found.append(largest_magnitude(deltas.of_rows(rows)))
+
+    each_piece(look, row_pieces(deltas.shape, chunk_values(deltas.device)))
+    return max(found)
