@@ -18,7 +18,6 @@ from ders_core.analysis.spectra import spectrum_of
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import LowRank
 from ders_core.compute.eigen import eigen_of
-from ders_core.compute.eigen import eigen_of
 from ders_core.compute.krylov import Dense, Krylov
 from ders_core.figures import report_html
 
