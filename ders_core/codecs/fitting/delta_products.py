@@ -7,7 +7,6 @@ read than a delta in float32 does, which would need twice the memory of the weig
 from __future__ import annotations
 
 from ders_core.codecs.fitting.deltas import Deltas
-from ders_core.compute import kernels
 from ders_core.compute.krylov import Dense
 from ders_core.compute.magnitude import scale_for
 from ders_core.compute.pieces import chunk_values, largest_magnitude, row_pieces
@@ -22,21 +21,23 @@ class DeltaProducts(Dense):
     def __init__(self, deltas: Deltas, base: torch.Tensor, scale: float) -> None:
         super().__init__(deltas.weight)
         self._base, self._scale = base, scale
+        self._for_loops = deltas.for_loops  # asked once: tiles are many
 
     @property
     def dtype(self) -> torch.dtype:
         return torch.float32
 
     def tile(self, rows: slice, columns: slice) -> torch.Tensor:
-        weight, base = self._matrix[rows], self._base[rows]
-        if kernels.takes_stored(weight, base):
+        if self._for_loops is not None:
             from ders_core.compute.kernels import differences
 
-            tile = torch.empty(len(weight), columns.stop - columns.start)
-            kind, ours, common = kernels.kind_of(weight.dtype), *map(kernels.bits, (weight, base))
-            differences.subtract_columns(ours, common, kind, columns.start, tile.numpy())
+            weight, base, kind = self._for_loops
+            tile = torch.empty(rows.stop - rows.start, columns.stop - columns.start)
+            differences.subtract_columns(
+                weight[rows], base[rows], kind, columns.start, tile.numpy()
+            )
         else:
-            tile = weight[:, columns].float() - base[:, columns].float()
+            tile = self._matrix[rows, columns].float() - self._base[rows, columns].float()
         return tile if self._scale == 1 else tile / self._scale
 
 
