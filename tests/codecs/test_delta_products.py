@@ -32,6 +32,7 @@ from ders_core.codecs.fitting.directions import leading
 from ders_core.codecs.fitting.metric import DAMPING, Metric, metric_of
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.codecs.fitting.thin_products import ThinProduct
+from ders_core.codecs.synthesis import add
 from ders_core.compute import krylov, pieces, triangles
 from ders_core.compute.magnitude import scale_for
 from ders_core.compute.threads import (
@@ -192,7 +193,7 @@ def test_the_factor_of_a_metric_is_shared_out(shares: list[int]) -> None:
 @pytest.mark.usefixtures("small_tiles")
 def test_pieces_of_what_comes_back_are_made_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that wait for each other; 200 rows are 20 pieces."""
-    together, add = threading.Barrier(2, timeout=WAIT), thin_products.add
+    together = threading.Barrier(2, timeout=WAIT)
 
     def waiting(*given: torch.Tensor) -> None:
         together.wait()
