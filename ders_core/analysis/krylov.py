@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from ders_core.analysis.head import HEAD
 from ders_core.compute.brought import bring_together
+from ders_core.compute.eigen import eigen_of
 from ders_core.compute.krylov import Dense, Krylov
 from ders_core.compute.together import batches
 from ders_core.later import np, torch
@@ -96,7 +97,7 @@ class _Search:
 
     def look(self, gram: torch.Tensor) -> None:
         """Say whether it is done. gram: on the CPU."""
-        sigma, self._weights = (each.numpy() for each in self._space.values(gram))
+        sigma, self._weights = (each.numpy() for each in self._space.values(eigen_of(gram)))
         floor = self._rounding.floor(self._energy, sigma[0])
         self._squares = np.where(sigma > floor, sigma**2, 0.0)
         self._is_whole = _is_whole(self._squares, self._weights, self._size, self._energy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ders_core.compute.eigen import Eigen, eigen_of
+from ders_core.compute.eigen import Eigen
 from ders_core.compute.orthonormal import orthonormal, orthonormal_to
 from ders_core.compute.pieces import chunk_values, pieces, row_pieces
 from ders_core.compute.sent import sent
@@ -118,8 +118,8 @@ class Dense:
 class Krylov:
     """An orthonormal basis of the Krylov space of AᵀA, `width` vectors longer after each step.
 
-    Of a matrix with fewer rows than columns, that of AAᵀ. seed: of the start vectors. On a GPU only
-    `values` and `triples` without eigenvectors wait.
+    Of a matrix with fewer rows than columns, that of AAᵀ. seed: of the start vectors. A GPU is
+    waited for by nothing here; what decomposes `gram` does.
     """
 
     def __init__(self, operator: Operator, width: int, seed: int) -> None:
@@ -151,15 +151,18 @@ class Krylov:
 
     def _latest_products(self) -> torch.Tensor:
         """Those of all images with the latest one, `[images · width, width]` float64; of a few rows
-        at a time, which stay in the cache in float64."""
+        at a time, which stay in the cache in float64. On a CPU threads that help (see `each_piece`)
+        share out the images."""
         latest = self._images[-1]
-        products = latest.new_zeros(
-            len(self._images), self._width, self._width, dtype=torch.float64
-        )
-        for rows in row_pieces(latest.shape, chunk_values(latest.device)):
-            exact = latest[rows].double()
-            for product, image in zip(products, self._images, strict=True):
-                product.addmm_(image[rows].double().mT, exact)
+        exact, values = latest.double(), chunk_values(latest.device)
+        products = exact.new_zeros(len(self._images), self._width, self._width)
+
+        def multiply(number: int) -> None:
+            image, product = self._images[number], products[number]
+            for rows in row_pieces(latest.shape, values):
+                product.addmm_(image[rows].double().mT, exact[rows])
+
+        each_piece(multiply, range(len(self._images)))
         return products.flatten(0, 1)
 
     def end(self) -> None:
@@ -172,17 +175,17 @@ class Krylov:
         of singular values of A in the space."""
         return self._gram
 
-    def values(self, gram: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def values(self, eigen: Eigen) -> tuple[torch.Tensor, torch.Tensor]:
         """(singular values of A in the space, descending; the share of the start block in the
-        vector of each), float64 on the CPU. gram: `gram`, brought there; None: not yet."""
-        squares, vectors = eigen_of(self._gram.cpu() if gram is None else gram)
+        vector of each), float64 where `gram` was decomposed. eigen: of `gram`."""
+        squares, vectors = eigen
         weights = vectors[: self._width].square().sum(0) / self._width
         return squares.sqrt(), weights
 
-    def triples(self, count: int, eigen: Eigen | None = None) -> Triples:
+    def triples(self, count: int, eigen: Eigen) -> Triples:
         """The `count` largest ones in the space; a left vector of no length where the value is
-        zero. eigen: of `gram`, on the device; None: not known yet."""
-        squares, vectors = eigen or eigen_of(self._gram.cpu())
+        zero. eigen: of `gram`, on the device."""
+        squares, vectors = eigen
         sigma, chosen = squares[:count].sqrt(), vectors[:, :count]
         parts = chosen.split(self._width)
         device = self._basis.device

@@ -87,7 +87,7 @@ def test_memory_there_is_bounded(
     """With room for one expert, each is waited for; weights of large groups are read again. Nothing
     else changes."""
     wanted, _ = analysed(place / "5", kind)
-    monkeypatch.setattr(together, "HELD_BYTES", 1)
+    monkeypatch.setattr(together, "LEAST_BYTES", 1)
     monkeypatch.setattr("ders_core.analysis.analyzer.KEPT_BYTES", 0)
     found, counted = analysed(place / "5", kind)
     assert counted.total() == (2 + 5 * OF_SPECTRA[kind]) * GROUPS

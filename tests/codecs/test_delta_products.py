@@ -6,8 +6,10 @@ import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.codec_support import context, gauss, inputs, second_moments
@@ -21,13 +23,18 @@ from ders_core.codecs.fitting import (
     in_turn,
     once,
     row_rounding,
+    thin_products,
 )
 from ders_core.codecs.fitting.compensated import Compensated
 from ders_core.codecs.fitting.delta_products import products_of
 from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.codecs.fitting.directions import leading
+from ders_core.codecs.fitting.metric import DAMPING, Metric, metric_of
 from ders_core.codecs.fitting.once import OfTheLast
-from ders_core.compute import krylov, triangles
+from ders_core.codecs.fitting.thin_products import ThinProduct
+from ders_core.codecs.synthesis import add
+from ders_core.compute import krylov, pieces, triangles
+from ders_core.compute.magnitude import scale_for
 from ders_core.compute.threads import (
     IdleThreads,
     each_piece,
@@ -56,6 +63,20 @@ def with_helpers(threads: int, work: Callable[[], object]) -> object:
 
 
 @pytest.fixture
+def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pieces threads were asked to help with, each time."""
+    counts, help_with = list[int](), IdleThreads.help
+
+    def counting(idle: IdleThreads, work: Any, each: Any, most: int | None = None) -> None:
+        some = list(each)
+        counts.append(len(some))
+        help_with(idle, work, some, most)
+
+    monkeypatch.setattr(IdleThreads, "help", counting)
+    return counts
+
+
+@pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that small matrices have many."""
     monkeypatch.setattr(krylov, "ROWS", 8)
@@ -65,6 +86,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triangles, "COLUMNS", 8)
     monkeypatch.setattr(Compensated, "rows", 8)
     monkeypatch.setattr(entries, "SLAB", 100)
+    monkeypatch.setattr(thin_products, "TOGETHER", 10 * 72)
+    monkeypatch.setattr(pieces, "CHUNK", 8 * 72)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -116,7 +139,7 @@ def test_an_image_keeps_nothing_but_itself() -> None:
     ids=str,
 )
 def test_bytes_do_not_depend_on_how_many_help(
-    fields: dict[str, Any], calibrated: bool, monkeypatch: pytest.MonkeyPatch
+    fields: dict[str, Any], calibrated: bool, shares: list[int]
 ) -> None:
     shape, codec = (200, 72), make_codec(fields)
     base = gauss(shape, 1, 1.0).bfloat16()
@@ -129,26 +152,69 @@ def test_bytes_do_not_depend_on_how_many_help(
         known = known.__class__(
             torch.bfloat16, 5, moments, Curvature(moments.diagonal().clone(), rows)
         )
-    helped: list[int] = []
-    help_with = IdleThreads.help
 
-    def counting(idle: IdleThreads, work: Any, pieces: Any, most: int | None = None) -> None:
-        some = list(pieces)
-        helped.append(len(some))
-        help_with(idle, work, some, most)
+    def packed_and_back() -> list[torch.Tensor]:
+        # moments of which nothing is remembered
+        fresh = replace(known, moments=None if moments is None else moments.clone())
+        parts = codec.pack(weight, base, fresh)
+        back = torch.cat([*codec.unpack_in_pieces(parts, base, known)])
+        return [*(parts[name] for name in sorted(parts)), back]
 
-    monkeypatch.setattr(IdleThreads, "help", counting)
     digests = set()
     for threads in (1, 2, 3, 8):
-        helped.clear()
-        parts = with_helpers(threads, lambda: codec.pack(weight, base, known))
-        assert isinstance(parts, dict)
-        found = hashlib.sha256()
-        for name in sorted(parts):
-            found.update(parts[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        shares.clear()
+        tensors, found = with_helpers(threads, packed_and_back), hashlib.sha256()
+        assert isinstance(tensors, list)
+        for tensor in tensors:
+            found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         digests.add(found.hexdigest())
-        assert max(helped, default=0) > 8 if threads > 1 else not helped
+        assert max(shares, default=0) > 8 if threads > 1 else not shares
     assert len(digests) == 1
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_the_factor_of_a_metric_is_shared_out(shares: list[int]) -> None:
+    """And is the same whoever helps, and numpy's."""
+    moments = second_moments(inputs(72))
+    alone, *others = [
+        with_helpers(threads, lambda: metric_of(moments.clone())) for threads in (1, 2, 3)
+    ]
+    assert max(shares) == 72 // triangles.COLUMNS - 1  # blocks above the last one
+    assert isinstance(alone, Metric)
+    for other in others:
+        assert isinstance(other, Metric)
+        assert torch.equal(other.factor, alone.factor)
+    factor = alone.factor.double() * alone.scale
+    damping = DAMPING * float(torch.linalg.eigvalsh(moments.double())[-1])
+    wanted = np.linalg.cholesky(moments.double().numpy() + damping * np.eye(72))
+    np.testing.assert_allclose(factor.numpy(), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_pieces_of_what_comes_back_are_made_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that wait for each other; 200 rows are 20 pieces."""
+    together = threading.Barrier(2, timeout=WAIT)
+
+    def waiting(*given: torch.Tensor) -> None:
+        together.wait()
+        add(*given)
+
+    product, base = ThinProduct(gauss((200, 3)), gauss((3, 72), 1)), gauss((200, 72), 2).bfloat16()
+    expected = product.added(base)
+    monkeypatch.setattr(thin_products, "add", waiting)
+    found = with_helpers(2, lambda: torch.cat([*product.added_in_pieces(base)]))
+    assert isinstance(found, torch.Tensor)
+    assert torch.equal(found.view(base.shape), expected)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_scale_is_that_of_the_largest_entry_wherever_it_is(threads: int) -> None:
+    for row in (0, 9, 36):
+        weight = torch.ones(37, 21)
+        weight[row, 5] = -1e30
+        scale = with_helpers(threads, lambda: products_of(Deltas(weight))[1])  # noqa: B023
+        assert float(scale) == scale_for(1e30)  # type: ignore[arg-type]
 
 
 def test_who_waits_for_the_same_helps() -> None:

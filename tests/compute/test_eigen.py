@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support.codec_support import gauss
 from support.counted_device import DEVICE, counted_waits
 
+from ders_core.codecs import LowRank
 from ders_core.compute import together
 from ders_core.compute.eigen import eigen_of_each, eigenvalues_of_each, largest_eigenvalue
-from ders_core.compute.together import batches
+from ders_core.compute.together import batches, held_at_once
 
 
 def products(size: int, rank: int, seed: int) -> torch.Tensor:
@@ -58,7 +61,7 @@ def test_the_largest_of_nothing() -> None:
 
 def test_as_many_as_may_be_held_are_worked_on_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """One at least; those of the CPU alone."""
-    monkeypatch.setattr(together, "HELD_BYTES", 50)
+    monkeypatch.setattr(together, "LEAST_BYTES", 50)
     sizes = [20, 20, 20, 100, 20, 30]
     with counted_waits() as counted:
         there = (torch.zeros(size).to(DEVICE) for size in sizes)
@@ -71,3 +74,21 @@ def test_as_many_as_may_be_held_are_worked_on_together(monkeypatch: pytest.Monke
         assert not counted.total()
     here = map(torch.zeros, sizes)
     assert [[*map(len, some)] for some in batches(here, len)] == [[size] for size in sizes]
+
+
+@pytest.mark.parametrize(("gigabytes", "together_there"), [(4, 1), (24, 4), (48, 8), (141, 8)])
+def test_a_large_gpu_works_on_more_together(
+    gigabytes: int, together_there: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight experts of Mixtral's size that take an exact SVD, all from 48 GB on."""
+    gpu = SimpleNamespace(total_memory=gigabytes << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    held = LowRank(rank=512).working_bytes((14336, 4096))
+    assert held > LowRank(rank=64).working_bytes((14336, 4096))
+    limit = held_at_once(torch.device("cuda"))
+    assert limit == max(2 << 30, gigabytes << 28)
+    assert held_at_once(DEVICE) == 2 << 30
+    monkeypatch.setattr(together, "held_at_once", lambda _: limit)
+    with counted_waits():
+        there = (torch.zeros(1).to(DEVICE) for _ in range(8))
+        assert len(next(batches(there, lambda _: held))) == together_there

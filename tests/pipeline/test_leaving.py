@@ -156,7 +156,7 @@ def test_few_experts_are_encoded_together(place: Path, monkeypatch: pytest.Monke
     """Memory there is bounded: with room for none, each is encoded alone, and nothing else
     changes."""
     together, at_once = waits(place / str(MANY), LOW_RANK)
-    monkeypatch.setattr(compute_together, "HELD_BYTES", 1)
+    monkeypatch.setattr(compute_together, "LEAST_BYTES", 1)
     alone, each = waits(place / str(MANY), LOW_RANK)
     assert each["aten::linalg_eigh"] == MANY
     assert each.total() == at_once.total() + MANY - 1
@@ -175,6 +175,25 @@ def test_several_codecs_of_a_group(place: Path) -> None:
         ours, theirs = found.tensors[name].pieces, expected.tensors[name].pieces
         assert all(map(torch.equal, ours, theirs))
     assert found.squares.error == pytest.approx(expected.squares.error, rel=1e-3)
+
+
+@pytest.mark.parametrize("rule", [LOW_RANK | {"svd": "exact"}, {"codec": "lowrank", "energy": 0.9}])
+def test_an_exact_svd_waits_once_where_memory_holds_all(
+    rule: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a matrix holds decides that, and nothing else of its size: with room for one it waits
+    for each, and with room for all as often as for few."""
+    shape, group = (24, 32), gates(place / str(MANY))
+    assert group.shape[1:] == shape
+    held = make_codec({"codec": "lowrank", "rank": 24, "svd": "exact"}).working_bytes(shape)
+    counts = dict[int, Waits]()
+    for room in (1, MANY):
+        monkeypatch.setattr(compute_together, "LEAST_BYTES", room * held)
+        _, counts[room] = waits(place / str(MANY), rule)
+    _, of_few = waits(place / str(FEW), rule)
+    assert counts[MANY] == of_few
+    assert counts[1]["aten::linalg_eigh"] == MANY
+    assert counts[MANY]["aten::linalg_eigh"] == 1
 
 
 @pytest.mark.parametrize("base", ["none", "median", "auto", {"clusters": "auto"}], ids=str)

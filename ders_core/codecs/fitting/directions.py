@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ders_core.compute.eigen import eigen_of
 from ders_core.compute.krylov import Krylov, Operator, Triples
 
 EXACT_BELOW = 512
@@ -56,13 +57,14 @@ def leading(operator: Operator, rank: int, seed: int) -> Triples:
     space, energies = Krylov(operator, width, seed), list[float]()
     for _ in range(min(STEPS, size // width)):
         space.grow()
-        sigma, weights = space.values()
+        eigen = eigen_of(space.gram)
+        sigma, weights = space.values(eigen)
         squares = sigma.square()
         energies.append(float(squares[:rank].sum()))
         tail = size * float((weights * squares)[rank:].sum())
         if _is_settled(energies, tail):
             break
-    return space.triples(rank)
+    return space.triples(rank, eigen)
 
 
 def grown(operator: Operator, rank: int, seed: int) -> Krylov:

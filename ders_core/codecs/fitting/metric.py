@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ders_core.codecs.fitting.definite import check_factor
 from ders_core.codecs.fitting.once import OfTheLast
-from ders_core.compute.eigen import largest_eigenvalue
+from ders_core.compute.eigen import eigen_of, largest_eigenvalue
 from ders_core.compute.krylov import Dense, Krylov
-from ders_core.compute.triangles import back_lower, times_lower
+from ders_core.compute.triangles import back_lower, factorize, times_lower
 from ders_core.later import torch
 
 DAMPING = 1e-4
@@ -80,9 +80,11 @@ def _compute_metric(moments: torch.Tensor) -> Metric:
         return Metric((unit.clamp_min(0) + DAMPING).sqrt().float(), height.sqrt())
     largest = _largest(unit)
     unit.diagonal().add_(DAMPING * torch.where(largest > 0, largest, 1.0))
-    factor, failed = torch.linalg.cholesky_ex(unit)
-    check_factor(factor, failed == 0)
-    return Metric(factor.float(), height.sqrt())
+    # with the last inputs first, the upper factor is the lower one; threads that help share it out
+    turned = unit.flip(0, 1)
+    del unit
+    check_factor(turned, factorize(turned))
+    return Metric(turned.float().flip(0, 1), height.sqrt())
 
 
 def _largest(moments: torch.Tensor) -> torch.Tensor:
@@ -95,7 +97,8 @@ def _largest(moments: torch.Tensor) -> torch.Tensor:
     space = Krylov(Dense(moments.float()), WIDTH, seed=0)
     for _ in range(STEPS):
         space.grow()
-    return space.values()[0][0] if is_on_cpu else largest_eigenvalue(space.gram).sqrt()
+    square = eigen_of(space.gram)[0][0] if is_on_cpu else largest_eigenvalue(space.gram)
+    return square.sqrt()
 
 
 metric_of = OfTheLast(_compute_metric)
