@@ -18,6 +18,9 @@ DESK_BYTES = 8 << 20
 KEPT_BYTES = 1 << 20
 """From here on memory is a whole desk: what is smaller may be held for long, in many pieces."""
 
+FREE_DESKS = 16
+"""So many are kept for others, at most."""
+
 _free: list[np.ndarray] = []  # to be used again: fresh memory costs more than copying into it
 
 
@@ -28,7 +31,7 @@ def desk() -> Iterator[np.ndarray]:
     try:
         yield memory
     finally:
-        _free.append(memory)
+        _give_back(_free, memory)
 
 
 def chunk(nbytes: int) -> np.ndarray:
@@ -38,7 +41,7 @@ def chunk(nbytes: int) -> np.ndarray:
         return np.empty(nbytes, np.uint8)
     memory = _taken()
     part = memory[:nbytes]
-    finalize(part, _free.append, memory).atexit = False
+    finalize(part, _give_back, _free, memory).atexit = False
     return part
 
 
@@ -52,3 +55,8 @@ def _taken() -> np.ndarray:
         with suppress(OSError, AttributeError):  # a system without large pages
             mapped.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(mapped, np.uint8)
+
+
+def _give_back(free: list[np.ndarray], memory: np.ndarray) -> None:
+    if len(free) < FREE_DESKS:
+        free.append(memory)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ders_core.files import desks
-from ders_core.files.desks import DESK_BYTES, KEPT_BYTES, chunk, desk
+from ders_core.files.desks import DESK_BYTES, FREE_DESKS, KEPT_BYTES, chunk, desk
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor
@@ -19,7 +19,7 @@ def none_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desks, "_free", [])
 
 
-def place(memory: np.ndarray | memoryview) -> int:
+def place(memory: np.ndarray | memoryview | bytes) -> int:
     return int(np.frombuffer(memory, np.uint8).ctypes.data)
 
 
@@ -44,6 +44,13 @@ def test_a_chunk_that_is_held_is_nobody_elses() -> None:
     second[:] = 2
     assert place(second) != where
     assert bytes(part) == bytes([1] * 4)
+
+
+def test_few_are_kept() -> None:
+    chunks = [chunk(KEPT_BYTES) for _ in range(FREE_DESKS + 3)]
+    assert len({*map(place, chunks)}) == len(chunks)
+    chunks.clear()
+    assert len(desks._free) == FREE_DESKS
 
 
 def test_what_is_small_takes_no_desk() -> None:

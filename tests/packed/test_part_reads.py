@@ -13,7 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ders_core.files import tensor as tensors
+from ders_core.files import tensor as readers
+from ders_core.files.cold_reads import fill as fill_plainly
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor
@@ -34,13 +35,13 @@ def stored(tmp_path: Path) -> FileTensor:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many bytes each read of a file asks for."""
-    counts, filling = list[int](), tensors.fill
+    counts = list[int]()
 
     def fill(path: Path, begin: int, memory: np.ndarray) -> None:
         counts.append(len(memory))
-        filling(path, begin, memory)
+        fill_plainly(path, begin, memory)
 
-    monkeypatch.setattr(tensors, "fill", fill)
+    monkeypatch.setattr(readers, "fill", fill)
     return counts
 
 
