@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint.held import is_plain
 from ders_core.checkpoint.streaming import matrices
 from ders_core.compute import kernels
 from ders_core.compute.buffers import borrow
-from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.pieces import chunk_values, pieces, row_pieces
 from ders_core.later import torch
+
+READ_BYTES = 2 << 20
+"""Of a weight that lies in a local file, read at a time: enough for a disk, and what is read is
+subtracted from while it lies in a processor's cache."""
 
 
 class Desk:
@@ -19,35 +24,44 @@ class Desk:
 
     def __init__(
         self,
+        group: ExpertGroup,
         base: torch.Tensor,
         dtype: torch.dtype,
         memory: ExitStack,
         kept: torch.Tensor | None,
     ) -> None:
-        shape = tuple(base.shape)
-        self._base, self._kept = base, kept
+        """group: whose experts' deltas are made. memory: as long as it is open, so are they."""
+        self._group, self._base, self._kept = group, base, kept
+        out, width = base.shape
+        at_once = out
+        if is_plain(group):
+            at_once = min(out, max(1, READ_BYTES // max(width * base.dtype.itemsize, 1)))
+        self._parts = [*pieces(out, max(at_once, 1))]
         if kept is None:
-            self._weight = memory.enter_context(borrow(shape, base.dtype))
-        self._delta = memory.enter_context(borrow(shape, dtype))
+            self._weights = memory.enter_context(borrow((at_once, width), base.dtype))
+        self._delta = memory.enter_context(borrow((out, width), dtype))
 
-    def delta(self, group: ExpertGroup, expert: int) -> torch.Tensor:
+    def delta(self, expert: int) -> torch.Tensor:
         """Δ_i `[out, in]`; valid until the next one."""
-        weight = self._read(group, expert)
-        if self._delta.dtype == torch.float32 and kernels.takes_stored(weight, self._base):
-            from ders_core.compute.kernels import differences
+        for rows in self._parts:
+            weights, base, delta = self._read(expert, rows), self._base[rows], self._delta[rows]
+            if delta.dtype == torch.float32 and kernels.takes_stored(weights, base):
+                from ders_core.compute.kernels import differences
 
-            minuend, subtrahend = (kernels.bits(each).reshape(-1) for each in (weight, self._base))
-            kind, deltas = kernels.kind_of(weight.dtype), self._delta.view(-1).numpy()
-            differences.subtract(minuend, subtrahend, kind, deltas)
-            return self._delta
-        return _subtracted(weight, self._base, self._delta)
+                minuend, subtrahend = (kernels.bits(each).reshape(-1) for each in (weights, base))
+                kind, values = kernels.kind_of(weights.dtype), delta.view(-1).numpy()
+                differences.subtract(minuend, subtrahend, kind, values)
+            else:
+                _subtracted(weights, base, delta)
+        return self._delta
 
-    def _read(self, group: ExpertGroup, expert: int) -> torch.Tensor:
-        """W_i in storage dtype."""
+    def _read(self, expert: int, rows: slice) -> torch.Tensor:
+        """Some rows of W_i in storage dtype."""
         if self._kept is not None:
-            return self._kept[expert]
-        group.experts[expert].read_into(self._weight, slice(0, group.shape[1]))
-        return self._weight
+            return self._kept[expert, rows]
+        weights = self._weights[: rows.stop - rows.start]
+        self._group.experts[expert].read_into(weights, rows)
+        return weights
 
 
 def deltas_on_gpu(

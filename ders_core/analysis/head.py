@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ders_core.compute.brought import bring_together
+from ders_core.compute.buffers import fresh
 from ders_core.compute.orthonormal import ORTHOGONAL, PASSES, orthonormal, orthonormal_to
 from ders_core.compute.pieces import pieces, row_pieces
 from ders_core.compute.sent import sent
@@ -145,7 +146,7 @@ class _Side:
     """Orthonormal vectors of one side of the matrix, in rows, and what images are made of them."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self._memory = torch.empty((PRODUCTS // 2 + 1) * WIDTH, size, device=device)
+        self._memory = fresh(((PRODUCTS // 2 + 1) * WIDTH, size), torch.float32, device)
         self._count = 0
         self._shares: list[torch.Tensor] = []
 

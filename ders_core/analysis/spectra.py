@@ -132,7 +132,9 @@ class _Work:
         threads = threads_for(len(self.norms), held, where)
         with ExitStack() as memory, side_by_side(where, threads) as pool:
             idle = IdleThreads(pool, threads - 1)
-            desks = deque(Desk(self.base, self._dtype, memory, self.kept) for _ in range(threads))
+            desks = deque(
+                Desk(self.group, self.base, self._dtype, memory, self.kept) for _ in range(threads)
+            )
 
             def find(expert: int) -> Spectrum:
                 scaled = _Scaled(float(self.norms[expert]))
@@ -140,7 +142,7 @@ class _Work:
                     return self._nothing
                 desk = desks.popleft()
                 try:
-                    delta = scaled.unit(desk.delta(self.group, expert))
+                    delta = scaled.unit(desk.delta(expert))
                     return self._spectrum(self._values([delta], [scaled], idle)[0], scaled)
                 finally:
                     desks.append(desk)

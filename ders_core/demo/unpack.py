@@ -17,9 +17,10 @@ from ders_core.files.json_object import read_json
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import METADATA, file_bytes, file_order, tensor_bytes, write_file
+from ders_core.packed.part_reads import HashedReads
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.original_form import OriginalForm
-from ders_core.pipeline.synthesize import checked, original_bytes, write_original
+from ders_core.pipeline.synthesize import original_bytes, write_original
 
 TRAINED = Path(__file__).parent / "trained"
 """MOE: packed, its bases are the dense parent's FFNs. DENSE: what the parent has besides weights.
@@ -39,9 +40,9 @@ def unpack_demo(out: str | Path, *, progress: Progress = quiet) -> DemoResult:
     """
     target = new_target(out)
     figures = read_json(TRAINED / FIGURES)
-    packed = PackedCheckpoint(TRAINED / MOE)
+    reads = HashedReads()
+    packed = PackedCheckpoint(TRAINED / MOE, reads.rows)
     form = OriginalForm(packed)
-    meter = checked(form, progress)
     parent = parent_tensors(packed)
     specs = file_order({name: tensor.spec for name, tensor in parent.items()})
     texts = {name: _text(TRAINED / f"{name}{GZ}") for name in (CALIBRATION, HELD_OUT)}
@@ -59,7 +60,7 @@ def unpack_demo(out: str | Path, *, progress: Progress = quiet) -> DemoResult:
             METADATA,
         )
         (partial / MOE).mkdir()
-        write_original(form, partial / MOE, meter)
+        write_original(form, reads, partial / MOE, progress)
         shutil.copyfile(TRAINED / FIGURES, partial / FIGURES)
     return DemoResult.of(target, figures["perplexities"], figures["mean_cosine"])
 

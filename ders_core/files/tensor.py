@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote, read_range, read_ranges
 from ders_core.files.cold_reads import fill
-from ders_core.files.desks import BLOCK
+from ders_core.files.desks import BLOCK, chunk
 from ders_core.files.dtype import Dtype
 from ders_core.files.numbers import WORDS
 from ders_core.files.place_errors import reading
@@ -192,7 +192,7 @@ class FileTensor(NamedTuple):
         while begin < self.end:
             end = begin + CHUNK_BYTES
             end = min(end - end % BLOCK, self.end)  # so that one read past the cache gives a chunk
-            memory = np.empty(end - begin, np.uint8)
+            memory = chunk(end - begin)
             with reading(self.file):
                 try:
                     fill(self.file, begin, memory)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import TypeVar
 
 from ders_core.compute.pools import cores, in_order
 from ders_core.files.checksum import checksum
 from ders_core.files.tensor import TensorReader
 
+Tensor = TypeVar("Tensor", bound=TensorReader)
 
-def checksums(tensors: Sequence[TensorReader]) -> Iterator[tuple[TensorReader, str]]:
-    """(tensor, hex SHA-256 of its bytes) in order, some tensors ahead of the caller. Raises
-    CheckpointError if a file cannot be read."""
+
+def checksums(
+    tensors: Sequence[Tensor], checksum: Callable[[Tensor], str] = checksum
+) -> Iterator[tuple[Tensor, str]]:
+    """(tensor, hex SHA-256 of its bytes) in order, some tensors ahead of the caller. checksum: of
+    one, by any thread. Raises CheckpointError if a file cannot be read."""
     count = min(cores(), len(tensors))
     if count < 2:
         yield from ((tensor, checksum(tensor)) for tensor in tensors)

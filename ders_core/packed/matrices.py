@@ -19,6 +19,7 @@ from ders_core.files.dtype import Dtype
 from ders_core.files.store import TensorStore
 from ders_core.files.tensor import FileTensor
 from ders_core.later import torch
+from ders_core.packed.part_reads import ReadRows, read_rows
 from ders_core.packed.stacks import PackedStack
 
 KEPT_BASES = 3
@@ -45,8 +46,8 @@ class PackedMatrices:
     """Reads the stacks of a packed checkpoint. Safe to use from several threads.
 
     store: the packed tensors. seed: the recipe's. is_shared: whether deltas were taken against
-    bases before these were coded. Raises CheckpointError if a stack's parts are not what its codec
-    writes.
+    bases before these were coded. read: how a part's rows are read, where not all are
+    wanted at once. Raises CheckpointError if a stack's parts are not what its codec writes.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class PackedMatrices:
         seed: int,
         *,
         is_shared: bool = False,
+        read: ReadRows = read_rows,
     ) -> None:
+        self._read = read
         self._store, self.seed, self._is_shared = store, seed, is_shared
         self._parts: dict[str, list[FileTensor]] = {}
         self._codecs: dict[str, GroupCodec] = {}
@@ -202,7 +205,7 @@ class PackedMatrices:
         def read(part: str, count: int) -> torch.Tensor:
             begin = sum(stack.lengths[names[part]][:row])
             rows = slice(begin, begin + min(count, lengths[part]))
-            return _read(self._tensor(stack, names[part]), rows)
+            return self._read(self._tensor(stack, names[part]), rows)
 
         with naming(self.place(stack, number)):
             return codec.held_lengths(PartBegins(lengths, read), stack.stacked[1:])
@@ -215,7 +218,7 @@ class PackedMatrices:
         return self._store.tensors[f"{stack.prefix}.{part}"]
 
     def _row(self, stack: PackedStack, part: str, number: int) -> torch.Tensor:
-        return self._tensor(stack, part).read(slice(number, number + 1))[0]
+        return self._read(self._tensor(stack, part), slice(number, number + 1))[0]
 
     def _take(
         self,
@@ -228,7 +231,7 @@ class PackedMatrices:
         """The parts of one matrix, or of one base; head: what their names begin with."""
 
         def read(part: str, rows: slice) -> torch.Tensor:
-            return _read(self._tensor(stack, f"{head}{part}"), rows)
+            return self._read(self._tensor(stack, f"{head}{part}"), rows)
 
         _, out, width = stack.stacked
         return codec.take(number, read, (out, width), Dtype[stack.dtype], lengths)
@@ -258,7 +261,7 @@ class PackedMatrices:
         shape, stored = stack.stacked[1:], Dtype[stack.dtype].torch
         if form is not None and not form.is_coded:
             rows = slice(None) if form.count is None else slice(which, which + 1)
-            base = _read(self._tensor(stack, "base"), rows).reshape(shape)
+            base = self._read(self._tensor(stack, "base"), rows).reshape(shape)
             return sent(base, torch.device(device)).to(dtype)
         if form is None:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -319,12 +322,3 @@ def _sent(
         return parts
     codec.check(parts, shape)
     return {name: sent(part, device) for name, part in parts.items()}
-
-
-def _read(tensor: FileTensor, rows: slice) -> torch.Tensor:
-    """Rows of a tensor, in memory that is used again (`fresh`). Raises CheckpointError."""
-    first, last, _ = rows.indices(tensor.shape[0])
-    values = fresh((max(last - first, 0), *tensor.shape[1:]), tensor.dtype.torch)
-    if values.numel():
-        tensor.read_into(values, first * math.prod(tensor.shape[1:]))
-    return values

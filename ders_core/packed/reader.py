@@ -10,10 +10,12 @@ from typing import Any
 from ders_core.checkpoint.checkpoint import numbers_dtype
 from ders_core.errors import one_line
 from ders_core.files.address import as_local
+from ders_core.files.checksum import checksum
 from ders_core.files.dtype import Dtype
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
 from ders_core.files.side_files import Beside
 from ders_core.files.store import TensorStore
+from ders_core.files.tensor import FileTensor
 from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.files.writer import json_text
 from ders_core.packed.checksums import checksums
@@ -22,6 +24,7 @@ from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.names import MANIFEST
 from ders_core.packed.original_tensors import OriginalTensors
+from ders_core.packed.part_reads import ReadRows, read_rows
 
 ABSENT = object()
 """In place of the value of a key that is not there."""
@@ -30,12 +33,12 @@ ABSENT = object()
 class PackedCheckpoint:
     """A packed checkpoint in a local directory. Opening it reads headers and the manifest.
 
-    store: the packed tensors as files hold them. matrices: reads what is coded. original: the
-    original's tensors. Raises CheckpointError if the directory is damaged or its tensors do not fit
-    the manifest.
+    store: the packed tensors as files hold them. matrices: reads what is coded; `read` says how.
+    original: the original's tensors. Raises CheckpointError if the directory is damaged or its
+    tensors do not fit the manifest.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, read: ReadRows = read_rows) -> None:
         self.store = TensorStore.open(as_local(path))
         self.manifest = Manifest.read(self.store.path)
         recipe = self.manifest.recipe
@@ -44,6 +47,7 @@ class PackedCheckpoint:
             self.manifest.stacks,
             int(recipe.get("seed", 0)),
             is_shared=recipe.get("base_error") == "shared",
+            read=read,
         )
         self.original = OriginalTensors(self.store, self.manifest, self.matrices, self.config)
 
@@ -138,14 +142,19 @@ class PackedCheckpoint:
         wanted, rounded to it once; None: as they are stored."""
         return ModelTensors(self.original, numbers_dtype(self.config), dtype)
 
-    def checksum_problems(self, step: Callable[[int, str], None]) -> list[str]:
+    def checksum_problems(
+        self,
+        step: Callable[[int, str], None],
+        checksum: Callable[[FileTensor], str] = checksum,
+    ) -> list[str]:
         """One sentence for each difference from the manifest's checksums.
 
-        step: called with the bytes of each tensor read, and a message.
+        step: called with the bytes of each tensor read, and a message. checksum: hex SHA-256 of a
+        tensor's bytes, by any thread. Raises CheckpointError if a file cannot be read.
         """
         problems = []
         promised = self.manifest.checksums
-        for tensor, found in checksums([*self.store.tensors.values()]):
+        for tensor, found in checksums([*self.store.tensors.values()], checksum):
             name, file = tensor.name, tensor.file_name
             if name not in promised:
                 problems.append(f"{file} holds {name!r}, which the manifest does not know")

@@ -93,11 +93,15 @@ class OriginalForm:
                 values[spec.dtype] += spec.elements
         return values.most_common(1)[0][0] if values else None
 
+    def is_copied(self, name: str) -> bool:
+        """Whether a tensor that is not coded is written as it is."""
+        return self.spec(name).dtype is self.source.original.readers[name].dtype
+
     def carried(self, name: str) -> Iterator[bytes | memoryview]:
         """The bytes of a tensor that is not coded. Raises OutputError for a value that the dtype
         does not reach."""
         reader, wanted = self.source.original.readers[name], self.spec(name).dtype
-        if wanted is reader.dtype:
+        if self.is_copied(name):
             yield from reader.raw()
             return
         for first in range(0, reader.spec.elements, PIECE):

@@ -6,16 +6,16 @@ another dtype is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
-from itertools import islice
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ders_core.compute.buffers import keep_small_blocks, memory_is_reused
 from ders_core.compute.pools import in_order
-from ders_core.compute.progress import Meter, Progress, counted, quiet
+from ders_core.compute.progress import Meter, Progress, Tell, counted, quiet, untold
 from ders_core.compute.threads import side_by_side, threads_for
-from ders_core.errors import CheckpointError
+from ders_core.errors import CheckpointError, CodecError, OutputError
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import index_name
 from ders_core.files.output import new_target, output_directory
@@ -29,6 +29,7 @@ from ders_core.files.writer import (
 )
 from ders_core.later import torch
 from ders_core.packed.assembler import WORKING_BYTES_A_WEIGHT, Assembler
+from ders_core.packed.part_reads import HashedReads
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.leaving import tensors_on_cpu
 from ders_core.pipeline.original_form import OriginalForm
@@ -49,40 +50,35 @@ def synthesize(
     dtype: a word of `ders_core.pipeline.original_form.DTYPES`: base and delta are added in float32
     and rounded once, to the original's dtype (`auto`) or to that one, of which config.json then
     tells too.
-    Checksums are checked first. A tensor that holds many experts is in memory an expert at a time,
-    as many of them as threads synthesize (`ders_core.compute.threads`). progress counts bytes
-    checked and written. Raises CheckpointError if the packed checkpoint is damaged, or is written
+    The packed checkpoint's checksums are of the bytes that are read to be decoded: each is compared
+    as soon as a part was read to its end. A tensor that holds many experts is in memory an expert
+    at a time, as many of them as threads synthesize (`ders_core.compute.threads`). progress counts
+    bytes written. Raises CheckpointError if the packed checkpoint is damaged, or is written
     meanwhile, or has no other dtype, OutputError if `out` cannot be written, or a value is beyond
     the dtype; then there is no `out`.
     """
     new_target(out)
     keep_small_blocks()
-    form = OriginalForm.of(PackedCheckpoint(packed), dtype)
-    meter = checked(form, progress)
+    reads = HashedReads()
+    form = OriginalForm.of(PackedCheckpoint(packed, reads.rows), dtype)
     with output_directory(out, needs=original_bytes(form)) as partial:
-        return write_original(form, partial, meter, device)
-
-
-def checked(form: OriginalForm, progress: Progress) -> Meter:
-    """The meter of a synthesis whose packed bytes are counted: they have the checksums that they
-    must have. Raises CheckpointError if not."""
-    source = form.source
-    if not source.original.names():
-        raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
-    meter = Meter(source.store.bytes_total + form.weight_bytes, progress)
-    problems = source.checksum_problems(meter.advance)
-    if problems:
-        raise CheckpointError(f"{source.path}: {problems[0]}; copy the directory again")
-    return meter
+        return write_original(form, reads, partial, progress, device)
 
 
 def write_original(
-    form: OriginalForm, directory: Path, meter: Meter, device: str = "cpu"
+    form: OriginalForm,
+    reads: HashedReads,
+    directory: Path,
+    progress: Progress = quiet,
+    device: str = "cpu",
 ) -> dict[str, str]:
-    """Write the original's files into an empty directory; as of `synthesize`. meter: of
-    `checked`."""
+    """Write the original's files into an empty directory; as of `synthesize`. reads: those of
+    `form.source`."""
     source, files = form.source, form.files
+    if not source.original.names():
+        raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
     side_files = source.beside.files
+    meter, checks = Meter(form.weight_bytes, progress), _Checks(source, reads)
     checksums: dict[str, str] = {}
     assembled = source.original.assembler.tensors
     names = [name for specs in files.values() for name in specs if name in assembled]
@@ -91,15 +87,25 @@ def write_original(
 
             def read(name: str, file: str = file) -> Iterable[bytes | memoryview]:
                 if name not in assembled:
-                    yield from counted(form.carried(name), meter.advance, f"writing {file}")
+                    with checks.explaining():
+                        yield from counted(form.carried(name), meter.advance, f"writing {file}")
                     return
-                for piece in islice(flow, assembled[name].pieces):
-                    form.check(name, piece)
+                for _ in range(assembled[name].pieces):
+                    with checks.explaining():
+                        piece = next(flow)
+                        form.check(name, piece)
+                    checks.compare()
                     yield from counted(tensor_bytes(piece), meter.advance, f"writing {file}")
                     del piece  # its memory is for what is made while the next one is waited for
 
             metadata = source.manifest.source.metadata.get(file, NO_METADATA)
-            checksums |= write_file(directory / file, specs, read, metadata)
+            written = write_file(directory / file, specs, read, metadata)
+            for name in written.keys() - assembled.keys():
+                if form.is_copied(name):
+                    reads.copied(source.store.tensors[name], written[name])
+            checks.compare()
+            checksums |= written
+    checks.compare_all(meter.report)
     index = index_name(source.config, files)
     if index is not None:
         write_index(directory / index, files, source.manifest.source.index)
@@ -107,6 +113,37 @@ def write_original(
     copy_side_files(side_files, directory)
     meter.finish("written")
     return checksums
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """Checksums of a packed checkpoint against its manifest. Each method raises CheckpointError if
+    one differs."""
+
+    source: PackedCheckpoint
+    reads: HashedReads
+
+    def compare(self) -> None:
+        """Those that became known since the last call."""
+        promised = self.source.manifest.checksums
+        for tensor in self.reads.finished():
+            if self.reads.checksum(tensor) != promised.get(tensor.name):
+                self.compare_all(untold)
+
+    def compare_all(self, tell: Tell) -> None:
+        """All, and names. Reads what was not read."""
+        problems = self.source.checksum_problems(lambda _, text: tell(text), self.reads.checksum)
+        if problems:
+            raise CheckpointError(f"{self.source.path}: {problems[0]}; copy the directory again")
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Tell of damage in place of what values led to that should not be there."""
+        try:
+            yield
+        except (CheckpointError, CodecError, OutputError):
+            self.compare_all(untold)
+            raise
 
 
 def original_bytes(form: OriginalForm) -> int:

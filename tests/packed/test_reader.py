@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from support.messages import raises_saying
 
@@ -16,8 +15,8 @@ from ders_core.codecs.coding.prng import expert_seed
 from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import FileTensor
-from ders_core.packed import matrices
 from ders_core.packed.open import is_packed, open_checkpoint
+from ders_core.packed.part_reads import read_rows
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe, Rule
@@ -74,18 +73,16 @@ def test_read_is_base_plus_decoded_delta(packed_dir: Path, all_tensors: Tensors)
             assert float((got != expected).float().mean()) < 1e-3
 
 
-def test_bytes_in_memory_take_one_read_of_a_stream(
-    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_in_memory_take_one_read_of_a_stream(mixtral_dir: Path, tmp_path: Path) -> None:
     chain = Chain(stages=(Entropy(bits=1), Entropy(bits=0.5)))
     compress(mixtral_dir, tmp_path / "packed", Recipe(name="held", rules=(Rule(codec=chain),)))
-    packed, names, read = PackedCheckpoint(tmp_path / "packed"), list[str](), matrices._read
+    names = list[str]()
 
     def counted(tensor: FileTensor, rows: slice) -> torch.Tensor:
         names.append(tensor.name)
-        return read(tensor, rows)
+        return read_rows(tensor, rows)
 
-    monkeypatch.setattr(matrices, "_read", counted)
+    packed = PackedCheckpoint(tmp_path / "packed", counted)
     group = packed.manifest.groups[0]
     assert packed.matrices.held_bytes(group) > 0
     each = [f"{group.prefix}.{stage}.stream" for stage in (0, 1)]

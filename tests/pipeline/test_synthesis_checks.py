@@ -1,0 +1,105 @@
+"""Synthesis reads a packed checkpoint once, and tells of damage wherever it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.damaged_copies import edit_manifest
+from support.messages import raises_saying
+
+from ders_core.compute.threads import threads_of_torch
+from ders_core.errors import CheckpointError
+from ders_core.files import tensor as readers
+from ders_core.files.cold_reads import fill as fill_plainly
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.recipe import Recipe
+
+RULES = {
+    "drop": "{codec: sparse, drop_rate: 0.5}",
+    "2 bits": "{codec: quantized, bits: 2}",
+    "entropy": "{codec: entropy, bits: 1, rounding: unbiased}",
+    "lossless": "{codec: lossless}",
+    "low rank": "{codec: lowrank, rank: 2}",
+    "keep": "{codec: keep}",
+}
+
+
+def recipe_of(rule: str) -> Recipe:
+    return Recipe.from_yaml(f"version: 1\nname: one\nrules:\n  - {rule}\n")
+
+
+@pytest.fixture(params=RULES)
+def packed(request: pytest.FixtureRequest, mixtral_dir: Path, tmp_path: Path) -> Path:
+    compress(mixtral_dir, tmp_path / "packed", recipe_of(RULES[request.param]))
+    return tmp_path / "packed"
+
+
+def test_each_byte_is_read_once(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one thread: one that others overtook reads again what these hashed."""
+    counts = list[int]()
+
+    def fill(path: Path, begin: int, memory: np.ndarray) -> None:
+        if path.parent == packed:
+            counts.append(len(memory))
+        fill_plainly(path, begin, memory)
+
+    monkeypatch.setattr(readers, "fill", fill)
+    held = sum(tensor.nbytes for tensor in PackedCheckpoint(packed).store.tensors.values())
+    with threads_of_torch(1):
+        synthesize(packed, tmp_path / "back")
+    assert sum(counts) == held
+
+
+def test_a_flipped_bit_is_told_in_each_tensor(packed: Path, tmp_path: Path) -> None:
+    stored = [*PackedCheckpoint(packed).store.tensors.values()]
+    for tensor in stored:
+        damaged = Path(shutil.copytree(packed, tmp_path / "damaged"))
+        place = tensor.begin + tensor.nbytes * 2 // 3
+        with open(damaged / tensor.file_name, "r+b") as file:
+            file.seek(place)
+            flipped = bytes([file.read(1)[0] ^ 1])
+            file.seek(place)
+            file.write(flipped)
+        with raises_saying(CheckpointError, damaged, tensor.name, "is damaged", "copy"):
+            synthesize(damaged, tmp_path / "back")
+        shutil.rmtree(damaged)
+        assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+
+
+@pytest.mark.parametrize("part", ["lm_head.weight", ".base"])
+def test_a_value_beyond_the_dtype_is_told_as_damage_where_it_is_that(
+    mixtral_dir: Path, tmp_path: Path, part: str
+) -> None:
+    packed = tmp_path / "packed"
+    compress(mixtral_dir, packed, recipe_of(RULES["drop"]))
+    tensors = PackedCheckpoint(packed).store.tensors
+    tensor = tensors[max(name for name in tensors if name.endswith(part))]
+    with open(tensor.file, "r+b") as file:
+        file.seek(tensor.begin)
+        file.write(np.float32(1e38).tobytes() * 8)  # in bfloat16, two values
+    with raises_saying(CheckpointError, tensor.name, "is damaged"):
+        synthesize(packed, tmp_path / "back", dtype="float16")
+
+
+@pytest.mark.parametrize("change", ["unknown", "missing"])
+def test_names_are_compared(packed: Path, tmp_path: Path, change: str) -> None:
+    name = "lm_head.weight"
+
+    def edit(manifest: dict[str, Any]) -> None:
+        if change == "unknown":
+            del manifest["checksums"][name]
+        else:
+            manifest["checksums"]["another"] = "0" * 64
+
+    edit_manifest(packed, edit)
+    with raises_saying(CheckpointError, name if change == "unknown" else "another", "copy"):
+        synthesize(packed, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
