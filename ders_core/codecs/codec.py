@@ -37,7 +37,7 @@ from ders_core.later import torch
 from ders_core.registry import Registry
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 Parts = dict[str, "torch.Tensor"]
 """What one expert's weight becomes; in the file each part is stacked over the experts."""
@@ -99,6 +99,12 @@ class Codec(NeededMemory, BaseModel, ABC):
     @property
     def ragged(self) -> frozenset[str]:
         """Parts whose first dimension depends on the data: `parts` gives the most it can be."""
+        return frozenset()
+
+    @property
+    def host_parts(self) -> frozenset[str]:
+        """Parts that stay on the CPU where a model is on another device: numbers that decide what
+        is computed there, for which it would be waited."""
         return frozenset()
 
     @property

@@ -27,7 +27,7 @@ from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 MOST_APART = 255 * VALUES_PER_SCALE
 """Entries of one row in the order of a draw: a byte counts their scales."""
@@ -112,8 +112,9 @@ class HeldEntries(DeltaCodec):
         """Of each entry."""
         scales = parts["scales"]
         if not self.drawn:
-            return scales.repeat_interleave(VALUES_PER_SCALE)[: self.count]
-        firsts = parts["firsts"].repeat_interleave(parts["starts"].diff())
+            return scales.unsqueeze(1).expand(-1, VALUES_PER_SCALE).reshape(-1)[: self.count]
+        in_rows = parts["starts"].diff()
+        firsts = parts["firsts"].repeat_interleave(in_rows, output_size=self.count)
         return scales[firsts + parts["owners"]]
 
     def product(

@@ -47,7 +47,7 @@ from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 
 @register

@@ -194,11 +194,13 @@ class _Sums:
 
 
 def _routed(chosen: torch.Tensor, experts: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """(expert, its tokens, its places in the flattened choice) of every expert that has any."""
+    """(expert, its tokens, its places in the flattened choice) of every expert that has any. A
+    device is waited for once, to learn how many each has."""
     flat = chosen.flatten()
     known = torch.where((flat >= 0) & (flat < experts), flat, experts)
     order = known.argsort(stable=True)
-    counts = known.bincount(minlength=experts + 1).tolist()
-    for expert, places in enumerate(order.split(counts)[:experts]):
+    counts = torch.zeros(experts + 1, dtype=torch.int64, device=flat.device)
+    counts.scatter_add_(0, known, torch.ones_like(known))
+    for expert, places in enumerate(order.split(counts.tolist())[:experts]):
         if len(places):
             yield expert, places // chosen.shape[1], places
