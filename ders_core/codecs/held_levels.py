@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, MakeWeight, Parts, start_of
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.joined import join, joined_bytes, split
 from ders_core.codecs.coding.packing import pack, packed_bytes
@@ -146,10 +146,23 @@ class HeldLevels(DeltaCodec):
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
         shape = (base.shape[0], base.shape[1])
+        make = self.maker(parts, shape, context)
+        if make is None:
+            return self.of_streams.unpack(_streamed(parts, shape), base, context)
+        return make(base, base.dtype)
+
+    def maker(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> MakeWeight | None:
+        """None where a stream is held as it is."""
         matrix = _matrix(parts, shape)
         if matrix is None:
-            return self.of_streams.unpack(_streamed(parts, shape), base, context)
-        return matrix.onto(base)
+            return None
+
+        def make(base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+            return matrix.onto(start_of(base, dtype)).to(dtype)
+
+        return make
 
     def product(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ders_core.codecs import DeltaCodec, EncodeContext
+from ders_core.codecs.codec import MakeWeight
 from ders_core.codecs.fitting.stored_products import FEW_TOKENS, StoredMatrix, takes_matrices
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, Routes
 from ders_core.compute import grouped, kernels
@@ -109,6 +110,7 @@ class PackedHeldGroup(HeldGroup):
         self._codec = group.group_codec().held_form(group.shape[1:])
         self._seed = matrices.seed
         self._of_experts: dict[int, tuple[Mapping[str, torch.Tensor], EncodeContext]] = {}
+        self._makers: dict[int, MakeWeight | None] = {}
         self._routed: Prepared[RoutedDeltas] = Prepared()
         self._grouped: Prepared[GroupedProducts] = Prepared()
         self._names: dict[str, str] = {}
@@ -145,6 +147,7 @@ class PackedHeldGroup(HeldGroup):
         device alone, whose numbers are no weights, and what the host reads stays there."""
         self._routed, self._grouped = Prepared(), Prepared()
         self._of_experts.clear()
+        self._makers.clear()
         before = {name: self.get_buffer(name) for name in self._codes}
         moved = super()._apply(fn, recurse)
         for name, codes in before.items():
@@ -157,7 +160,7 @@ class PackedHeldGroup(HeldGroup):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy prepares products of its own."""
-        anew = {"_routed": Prepared(), "_grouped": Prepared(), "_of_experts": {}}
+        anew = {"_routed": Prepared(), "_grouped": Prepared(), "_of_experts": {}, "_makers": {}}
         return {**self.__dict__, **anew}
 
     def base_of(self, expert: int) -> int:
@@ -254,8 +257,21 @@ class PackedHeldGroup(HeldGroup):
         else:
             device = next(iter(parts.values())).device
             base = torch.zeros(self.shape[1:], dtype=self._stored, device=device)
+        make = self._maker(expert)
         with naming(self._places[expert]):
+            if make is not None and kernels.takes_stored(base):
+                return make(base, wanted)
             return codec.unpack_as(wanted, parts, base, context)
+
+    def _maker(self, expert: int) -> MakeWeight | None:
+        """See `DeltaCodec.maker`."""
+        if expert not in self._makers:
+            codec, (parts, context) = self._codec.expert(expert), self._coded(expert)
+            is_delta = isinstance(codec, DeltaCodec)
+            with naming(self._places[expert]):
+                make = codec.maker(parts, self.shape[1:], context) if is_delta else None
+            self._makers[expert] = make
+        return self._makers[expert]
 
     def _coded(self, expert: int) -> tuple[Mapping[str, torch.Tensor], EncodeContext]:
         """Its parts, which share memory with those of all, and what else its codec wants."""

@@ -108,9 +108,7 @@ class SparseLevels(LevelMatrix):
     def onto(self, base: torch.Tensor) -> torch.Tensor:
         if not (self.takes_loops and self._is_zero and kernels.takes_stored(base)):
             return super().onto(base)
-        weight = fresh(base.shape, base.dtype)
-        self._entries.add_onto(base, weight)
-        return weight
+        return self._entries.onto(base)
 
     @property
     def takes_loops(self) -> bool:
