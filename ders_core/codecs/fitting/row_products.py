@@ -41,6 +41,11 @@ class RowEntries:
         return self.parts["starts"].numel() - 1
 
     @cached_property
+    def _count(self) -> int:
+        """Of entries."""
+        return int(self.parts["starts"][-1])
+
+    @cached_property
     def _arrays(self) -> _Arrays:
         """What loops want of it, up to the steps of rows."""
         from ders_core.compute.kernels.row_entries import CODES
@@ -79,8 +84,7 @@ class RowEntries:
         def work(first: int, last: int) -> None:
             row_entries.multiply(*arrays, first, last)
 
-        entries = self.parts["starts"][-1]
-        by_row_pieces(work, self.rows, WORTH * int(entries) * len(inputs))
+        by_row_pieces(work, self.rows, WORTH * self._count * len(inputs))
 
     def onto(self, base: torch.Tensor) -> torch.Tensor:
         """base + Δ̂, in the base's dtype, one of those that loops know."""
