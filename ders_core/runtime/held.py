@@ -267,9 +267,10 @@ class PackedHeldGroup(HeldGroup):
         """See `DeltaCodec.maker`."""
         if expert not in self._makers:
             codec, (parts, context) = self._codec.expert(expert), self._coded(expert)
-            is_delta = isinstance(codec, DeltaCodec)
-            with naming(self._places[expert]):
-                make = codec.maker(parts, self.shape[1:], context) if is_delta else None
+            make = None
+            if isinstance(codec, DeltaCodec):
+                with naming(self._places[expert]):
+                    make = codec.maker(parts, self.shape[1:], context)
             self._makers[expert] = make
         return self._makers[expert]
 
