@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from ders_core.cli.console import print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, SchedulerOption
+from ders_core.errors import DersError
 from ders_core.units import bytes_text, listed, number_text, share_text
 
 if TYPE_CHECKING:
@@ -24,9 +26,20 @@ def info(
             "--verdict", help="of packed experts too whether they share one start: decodes a sample"
         ),
     ] = False,
+    with_modes: Annotated[
+        bool,
+        typer.Option(
+            "--runtime", help="bytes in memory instead, for each mode of loading a packed model"
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Family, layers, experts, bytes, the experts' share, and whether they share one start."""
+    if with_modes:
+        if with_verdict:
+            raise typer.BadParameter("give it without --verdict", param_hint="--runtime")
+        _show_modes(checkpoint, as_json=as_json)
+        return
     from ders_core.analysis.summary import summarize, summarize_quickly
 
     summary = summarize(checkpoint) if with_verdict else summarize_quickly(checkpoint)
@@ -62,6 +75,35 @@ def info(
     )
     if verdict:
         print_line(verdict.sentence)
+
+
+def _show_modes(checkpoint: str, *, as_json: bool) -> None:
+    """What the weights take in memory, mode by mode. Raises DersError if nothing is packed."""
+    from ders_core.packed.open import open_checkpoint
+    from ders_core.runtime.resident import bytes_by_mode
+
+    source = open_checkpoint(checkpoint)
+    modes = bytes_by_mode(source)
+    if modes is None:
+        raise DersError(
+            f"{source.place} is not packed, so it is loaded whole and there are no other modes; "
+            "see `ders info` for its size"
+        )
+    if as_json:
+        print_json([asdict(each) for each in modes])
+        return
+    whole = next(each.experts for each in modes if each.mode == "synthesized")
+    rows = [
+        [
+            each.mode,
+            bytes_text(each.experts),
+            share_text(each.experts / whole if whole else 1.0),
+            bytes_text(each.weights),
+            f"at most {bytes_text(each.cache)}" if each.cache else "none",
+        ]
+        for each in modes
+    ]
+    print_table(["mode", "experts", "of whole ones", "all weights", "cache beside them"], rows)
 
 
 def analyze(

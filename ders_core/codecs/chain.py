@@ -33,7 +33,7 @@ from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 LADDER_STEP = 2.0
 """Octaves between the knobs of its ladder."""
@@ -125,10 +125,19 @@ class Chain(DeltaCodec):
 
     @property
     def ragged(self) -> frozenset[str]:
+        return self._of_stages(stage.ragged for stage in self.stages)
+
+    @property
+    def host_parts(self) -> frozenset[str]:
+        return self._of_stages(stage.host_parts for stage in self.stages)
+
+    @staticmethod
+    def _of_stages(each: Iterable[frozenset[str]]) -> frozenset[str]:
+        """Names of parts, of stages in their order, as those of the chain."""
         return frozenset(
             name
-            for number, stage in enumerate(self.stages)
-            for name in prefixed(str(number), dict.fromkeys(stage.ragged))
+            for number, names in enumerate(each)
+            for name in prefixed(str(number), dict.fromkeys(names))
         )
 
     def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
@@ -241,7 +250,7 @@ class Chain(DeltaCodec):
 
     def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
         """The sum of the stages', if all have one."""
-        from ders_core.compute.grouped.products import GroupedSum
+        from ders_core.compute.grouped.calls import GroupedSum
 
         stages = [stage.grouped(each) for stage, each in self._coded_stages(coded)]
         each = [stage for stage in stages if stage is not None]

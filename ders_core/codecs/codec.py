@@ -12,7 +12,7 @@ pages and predictions ask the class; `ders_core.codecs.testing` checks it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -37,10 +37,13 @@ from ders_core.later import torch
 from ders_core.registry import Registry
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 Parts = dict[str, "torch.Tensor"]
 """What one expert's weight becomes; in the file each part is stacked over the experts."""
+
+MakeWeight = Callable[["torch.Tensor", "torch.dtype"], "torch.Tensor"]
+"""(base, dtype) -> Ŵ `[out, in]` in that dtype, as `unpack_as` gives it."""
 
 Need = Literal["nothing", "inputs", "gradients"]
 """What a calibration must hold for a codec."""
@@ -99,6 +102,12 @@ class Codec(NeededMemory, BaseModel, ABC):
     @property
     def ragged(self) -> frozenset[str]:
         """Parts whose first dimension depends on the data: `parts` gives the most it can be."""
+        return frozenset()
+
+    @property
+    def host_parts(self) -> frozenset[str]:
+        """Parts that stay on the CPU where a model is on another device: numbers that decide what
+        is computed there, for which it would be waited."""
         return frozenset()
 
     @property
@@ -300,6 +309,13 @@ class DeltaCodec(Codec, RowsInTurn):
         """Whether `product` of so many is quicker than to decode the delta and multiply that."""
         return False
 
+    def maker(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> MakeWeight | None:
+        """What makes Ŵ again and again, of which what depends on the parts alone is done once; it
+        shares memory with them. None where that saves nothing."""
+        return None
+
     def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
         """Products of a few tokens with the deltas of many experts at once, on a CPU, which share
         memory with the parts; None where there are none that beat one `product` after
@@ -346,8 +362,13 @@ class DeltaCodec(Codec, RowsInTurn):
     ) -> torch.Tensor:
         """As of `Codec`; the sum is taken in float32 and rounded from there, not from the
         base's dtype."""
-        start = base if dtype is base.dtype else base.float()
-        return self.unpack(parts, start, context).to(dtype)
+        return self.unpack(parts, start_of(base, dtype), context).to(dtype)
+
+
+def start_of(base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What a delta is added to for a weight of a dtype that is rounded once: the base, in float32
+    if it has another dtype."""
+    return base if dtype is base.dtype else base.float()
 
 
 CODECS: Registry[Codec] = Registry("codec", "ders_core.codecs", CodecError)

@@ -273,6 +273,15 @@ class GroupCodec:
         """Its place among the experts of its codec, over which parts are stacked."""
         return self.uses[:expert].count(self.uses[expert])
 
+    @property
+    def host_parts(self) -> frozenset[str]:
+        """Of all codecs (see `Codec.host_parts`), as they are called in the group."""
+        return frozenset(
+            self._name(number, part)
+            for number, codec in enumerate(self.codecs)
+            for part in codec.host_parts
+        )
+
     def part_name(self, expert: int, part: str) -> str:
         """What a part of the expert is called in the group."""
         return self._name(self.uses[expert], part)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, MakeWeight, Parts, start_of
 from ders_core.codecs.coding.packing import BYTE
 from ders_core.codecs.coding.row_places import low_bits, place_specs, read_places, stored_places
 from ders_core.codecs.coding.small_codes import pack_small, small_bytes, unpack_small, width_of
@@ -27,7 +27,7 @@ from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 MOST_APART = 255 * VALUES_PER_SCALE
 """Entries of one row in the order of a draw: a byte counts their scales."""
@@ -84,12 +84,22 @@ class HeldEntries(DeltaCodec):
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
-        shape = (base.shape[0], base.shape[1])
-        if not kernels.takes_stored(base) or not kernels.takes(*parts.values()):
+        make = self.maker(parts, (base.shape[0], base.shape[1]), context)
+        if make is None or not kernels.takes_stored(base):
             return super().unpack(parts, base, context)
-        weight = fresh(shape, base.dtype)
-        self._entries(parts, shape).add_onto(base, weight)
-        return weight
+        return make(base, base.dtype)
+
+    def maker(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> MakeWeight | None:
+        if not kernels.takes(*parts.values()):
+            return None
+        entries = self._entries(parts, shape)
+
+        def make(base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+            return entries.onto(start_of(base, dtype)).to(dtype)
+
+        return make
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -112,8 +122,9 @@ class HeldEntries(DeltaCodec):
         """Of each entry."""
         scales = parts["scales"]
         if not self.drawn:
-            return scales.repeat_interleave(VALUES_PER_SCALE)[: self.count]
-        firsts = parts["firsts"].repeat_interleave(parts["starts"].diff())
+            return scales.unsqueeze(1).expand(-1, VALUES_PER_SCALE).reshape(-1)[: self.count]
+        in_rows = parts["starts"].diff()
+        firsts = parts["firsts"].repeat_interleave(in_rows, output_size=self.count)
         return scales[firsts + parts["owners"]]
 
     def product(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, MakeWeight, Parts, start_of
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.joined import join, joined_bytes, split
 from ders_core.codecs.coding.packing import pack, packed_bytes
@@ -41,8 +41,8 @@ SPARSE_SHARE = 1 / 3
 """Entries row by row take up to five times as long to multiply as codes, so they are held where
 they take at most so much of the memory: as a rule, of streams of up to half a bit an entry."""
 
-HELD = "held"
-"""The one part."""
+HELD, FORM = "held", "form"
+"""The parts: what is held, and how (see `Form`)."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +84,19 @@ class Form:
 
     def nbytes(self, shape: tuple[int, int]) -> int:
         """Of all of it."""
-        return joined_bytes([_FORM, *self.specs(shape).values()])
+        return joined_bytes([*self.specs(shape).values()])
 
-    def joined(self, shape: tuple[int, int], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The form and what it holds, uint8 `[n]`."""
+    def parts(self, shape: tuple[int, int], tensors: Mapping[str, torch.Tensor]) -> Parts:
+        """The form int64 `[4]`, and what it holds, uint8 `[n]`."""
         numbers = [self.kind, self.bits, self.count, int(self.has_factors)]
-        head = torch.tensor(numbers, dtype=torch.int64)
-        return join([head, *(tensors[name] for name in self.specs(shape))])
+        held = join([tensors[name] for name in self.specs(shape)])
+        return {FORM: torch.tensor(numbers, dtype=torch.int64), HELD: held}
 
     @classmethod
-    def read(cls, held: torch.Tensor) -> Self:
-        """Of what `joined` made."""
-        (head,) = split(held, [_FORM])
-        kind, bits, count, has_factors = head.tolist()
+    def read(cls, parts: Mapping[str, torch.Tensor]) -> Self:
+        """Of what `parts` made. The form is on the CPU, so that no device is waited for."""
+        kind, bits, count, has_factors = parts[FORM].tolist()
         return cls(kind, bits, count, bool(has_factors))
-
-
-_FORM = TensorSpec(Dtype.I64, (4,))
 
 
 class HeldLevels(DeltaCodec):
@@ -122,13 +118,18 @@ class HeldLevels(DeltaCodec):
         return frozenset({HELD})
 
     @property
+    def host_parts(self) -> frozenset[str]:
+        return frozenset({FORM})
+
+    @property
     def is_coded_on_cpu(self) -> bool:
         return False
 
     def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         (stream,) = self.of_streams.parts(shape, dtype).values()
         forms = Form(DENSE, 8, MOST_LEVELS, True), Form(STREAM, 8, stream.nbytes, False)
-        return {HELD: TensorSpec(Dtype.U8, (max(form.nbytes(shape) for form in forms),))}
+        most = max(form.nbytes(shape) for form in forms)
+        return {FORM: TensorSpec(Dtype.I64, (4,)), HELD: TensorSpec(Dtype.U8, (most,))}
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         raise AssertionError("levels are taken from what another codec made")
@@ -136,19 +137,32 @@ class HeldLevels(DeltaCodec):
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
-        matrix = _matrix(parts[HELD], shape)
+        matrix = _matrix(parts, shape)
         if matrix is None:
-            return self.of_streams.decode(_streamed(parts[HELD], shape), shape, context)
+            return self.of_streams.decode(_streamed(parts, shape), shape, context)
         return matrix.decode()
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
         shape = (base.shape[0], base.shape[1])
-        matrix = _matrix(parts[HELD], shape)
+        make = self.maker(parts, shape, context)
+        if make is None:
+            return self.of_streams.unpack(_streamed(parts, shape), base, context)
+        return make(base, base.dtype)
+
+    def maker(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> MakeWeight | None:
+        """None where a stream is held as it is."""
+        matrix = _matrix(parts, shape)
         if matrix is None:
-            return self.of_streams.unpack(_streamed(parts[HELD], shape), base, context)
-        return matrix.onto(base)
+            return None
+
+        def make(base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+            return matrix.onto(start_of(base, dtype)).to(dtype)
+
+        return make
 
     def product(
         self,
@@ -158,7 +172,7 @@ class HeldLevels(DeltaCodec):
         context: EncodeContext,
     ) -> torch.Tensor:
         is_tracked = x.requires_grad and torch.is_grad_enabled()
-        matrix = _matrix(parts[HELD], shape)
+        matrix = _matrix(parts, shape)
         if matrix is None or is_tracked or not self.multiplies(len(x)):
             return super().product(parts, x, shape, context)
         if not (matrix.takes_loops and kernels.can_run(x.device)):
@@ -170,13 +184,14 @@ class HeldLevels(DeltaCodec):
 
     def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
         """None if a stream is held as it is."""
-        found = [_matrix(held, coded.shape) for held in coded.pieces[HELD]]
+        pairs = zip(coded.parts[FORM], coded.pieces[HELD], strict=True)
+        found = [_matrix({FORM: form, HELD: held}, coded.shape) for form, held in pairs]
         each = [matrix for matrix in found if matrix is not None and matrix.takes_loops]
         return RoutedMatrices(each, MOST_PAIRS) if len(each) == len(found) else None
 
 
 def held_levels(stream: torch.Tensor, shape: tuple[int, int]) -> Parts:
-    """The part of `HeldLevels`. Raises CodecError for what no stream can hold."""
+    """The parts of `HeldLevels`. Raises CodecError for what no stream can hold."""
     if not level_stream.is_one(stream):  # of an earlier format version
         return _as_it_is(stream, shape)
     entries = level_stream.read(stream, shape)
@@ -199,7 +214,7 @@ def held_levels(stream: torch.Tensor, shape: tuple[int, int]) -> Parts:
     if entries.has_factors:
         rows, columns = (torch.from_numpy(each) for each in entries.factors)
         tensors |= {"rows": rows, "steps": columns}
-    return {HELD: form.joined(shape, tensors)}
+    return form.parts(shape, tensors)
 
 
 def held_bytes(about: level_stream.About, shape: tuple[int, int]) -> int | None:
@@ -219,26 +234,25 @@ def streamed_bytes(length: int, shape: tuple[int, int]) -> int:
 
 def _as_it_is(stream: torch.Tensor, shape: tuple[int, int]) -> Parts:
     form = Form(STREAM, 8, len(stream), False)
-    return {HELD: form.joined(shape, {"stream": stream.cpu()})}
+    return form.parts(shape, {"stream": stream.cpu()})
 
 
-def _streamed(held: torch.Tensor, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+def _streamed(parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> dict[str, torch.Tensor]:
     """The parts of what wrote a stream that is held as it is."""
-    return _split(held, Form.read(held), shape)
+    return _split(parts[HELD], Form.read(parts), shape)
 
 
 def _split(held: torch.Tensor, form: Form, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
     specs = form.specs(shape)
-    _, *tensors = split(held, [_FORM, *specs.values()])
-    return dict(zip(specs, tensors, strict=True))
+    return dict(zip(specs, split(held, [*specs.values()]), strict=True))
 
 
-def _matrix(held: torch.Tensor, shape: tuple[int, int]) -> LevelMatrix | None:
-    """None where a stream is held as it is."""
+def _matrix(held: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> LevelMatrix | None:
+    """Of the parts; None where a stream is held as it is."""
     form = Form.read(held)
     if form.kind == STREAM:
         return None
-    parts = _split(held, form, shape)
+    parts = _split(held[HELD], form, shape)
     steps = (parts["rows"], parts["steps"]) if form.has_factors else None
     if form.kind == DENSE:
         return DenseLevels(shape, steps, parts["codes"], form.bits, parts["levels"], form.count)

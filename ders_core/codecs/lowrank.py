@@ -34,7 +34,7 @@ from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 EXACT_BYTES = 22
 """A weight, that an exact SVD holds at most."""

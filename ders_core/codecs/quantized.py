@@ -13,6 +13,7 @@ from ders_core.codecs.codec import (
     Codec,
     DeltaCodec,
     EncodeContext,
+    MakeWeight,
     Parts,
     register,
 )
@@ -24,7 +25,13 @@ from ders_core.codecs.coding.packing import (
 from ders_core.codecs.fitting.block_codes import PIECE_BYTES, BlockCodes
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
 from ders_core.codecs.fitting.code_products import routed_codes
-from ders_core.codecs.fitting.codes import TOGETHER, Lines, decoded, decoded_in_pieces
+from ders_core.codecs.fitting.codes import (
+    TOGETHER,
+    CodeLoops,
+    Lines,
+    decoded,
+    decoded_in_pieces,
+)
 from ders_core.codecs.fitting.deltas import Deltas
 from ders_core.codecs.fitting.grouped_codes import grouped_codes
 from ders_core.codecs.fitting.in_turn import ROWS
@@ -41,13 +48,14 @@ from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tunable import Tunable
 from ders_core.compute import gaussian_error
+from ders_core.compute.buffers import fresh
 from ders_core.compute.triangles import COLUMNS
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 
 @register
@@ -289,6 +297,23 @@ class Quantized(DeltaCodec):
     def multiplies(self, tokens: int) -> bool:
         """From planes, but for matrices whose blocks are cut in an unusual way."""
         return self.grid in ("uniform", "affine") and tokens * (self.bits or 0) <= FEW_PLANES
+
+    def maker(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> MakeWeight | None:
+        levels, blocks = self.levels_of(parts), self._blocks(shape[1])
+        loops = CodeLoops.of(parts["codes"], self.bits, levels, blocks, shape[0])
+        if loops is None:
+            return None
+
+        def make(base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+            lines, weight = lines_of(parts), fresh(shape, dtype)
+            if not loops.take(lines, base, weight):
+                return self.unpack_as(dtype, parts, base, context)
+            loops.write(lines, base, weight)
+            return weight
+
+        return make
 
     def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
         """From planes or trits, with any scales and levels."""

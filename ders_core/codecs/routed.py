@@ -32,8 +32,11 @@ class Routes:
     def by_expert(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(expert, inputs, outputs) of the pairs of each expert that has some, in ascending
         order."""
-        for expert in np.unique(self.experts[self.experts >= 0]).tolist():
-            (pairs,) = np.nonzero(self.experts == expert)
+        of_each: dict[int, list[int]] = {}  # they are few: numpy would take longer
+        for pair, expert in enumerate(self.experts.tolist()):
+            if expert >= 0:
+                of_each.setdefault(expert, []).append(pair)
+        for expert, pairs in sorted(of_each.items()):
             yield expert, self.inputs[pairs], self.outputs[pairs]
 
 

@@ -27,12 +27,14 @@ class WeightCache:
         self.nbytes = 0
 
     def get(self, key: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The weight of this key, made if it is not kept."""
+        """The weight of this key, made if it is not kept. It can be used where gradients are
+        taken, also if it was made where none are: torch refuses tensors of inference mode there."""
         found = self._kept.get(key)
         if found is not None:
             self._kept.move_to_end(key)
             return found
-        made = make()
+        with torch.inference_mode(False):
+            made = make()
         if made.nbytes <= self.most:
             self._kept[key] = made
             self.nbytes += made.nbytes

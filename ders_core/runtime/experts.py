@@ -8,8 +8,9 @@ are many, the weight that it makes with its base is multiplied instead: decoding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -88,11 +89,13 @@ class PackedExperts(nn.Module):
         widths = [each.group.shape[1] for each in first]
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         last = _Sums(self.group("down"), total)
-        pairs = [*_routed(chosen, form.num_experts)]
-        call = _Call(max((len(rows) for _, rows, _ in pairs), default=0))
+        routes = _Routes.of(chosen, form.num_experts)
+        call = _Call(max((here.stop - here.start for _, here in routes.experts), default=0))
         biases = (form.first_biases(), form.down_biases()) if form.has_bias else None
-        for expert, rows, places in pairs:
-            taken, share = x[rows], weights.flatten()[places].unsqueeze(1)
+        inputs, shares = x[routes.tokens], weights.flatten()[routes.places].unsqueeze(1)
+        outputs = []
+        for expert, here in routes.experts:
+            taken, share, rows = inputs[here], shares[here], routes.tokens[here]
             inner = [self._product(each.group, expert, call, taken, each, rows) for each in first]
             of_first = None if biases is None else biases[0][expert]
             hidden = activated(form, torch.cat(inner, 1), widths, of_first).to(x.dtype)
@@ -105,7 +108,9 @@ class PackedExperts(nn.Module):
                 outer = outer + biases[1][expert]
             if form.has_post_expert_norm:
                 outer = form.post_expert_norm(outer.to(x.dtype))
-            total.index_add_(0, rows, (outer * share).float())
+            outputs.append((outer * share).float())
+        if outputs:
+            total.index_add_(0, routes.tokens, torch.cat(outputs))
         return last.total(x.dtype).to(stored)
 
     def _splits(self, group: HeldGroup, expert: int, call: _Call) -> bool:
@@ -193,12 +198,24 @@ class _Sums:
         return total
 
 
-def _routed(chosen: torch.Tensor, experts: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """(expert, its tokens, its places in the flattened choice) of every expert that has any."""
-    flat = chosen.flatten()
-    known = torch.where((flat >= 0) & (flat < experts), flat, experts)
-    order = known.argsort(stable=True)
-    counts = known.bincount(minlength=experts + 1).tolist()
-    for expert, places in enumerate(order.split(counts)[:experts]):
-        if len(places):
-            yield expert, places // chosen.shape[1], places
+@dataclass(frozen=True)
+class _Routes:
+    """Pairs of a token and an expert, by expert. tokens, places: int64 `[pairs]`, of each the token
+    and its place in the flattened choice. experts: those that have any, and which pairs."""
+
+    tokens: torch.Tensor
+    places: torch.Tensor
+    experts: list[tuple[int, slice]]
+
+    @classmethod
+    def of(cls, chosen: torch.Tensor, experts: int) -> _Routes:
+        """A device is waited for once, to learn how many tokens each expert has."""
+        flat = chosen.flatten()
+        known = torch.where((flat >= 0) & (flat < experts), flat, experts)
+        counts = torch.zeros(experts + 1, dtype=torch.int64, device=flat.device)
+        counts.scatter_add_(0, known, torch.ones_like(known))
+        ends = [0, *accumulate(counts.tolist()[:experts])]
+        places = known.argsort(stable=True)[: ends[-1]]
+        each = [(expert, slice(begin, end)) for expert, (begin, end) in enumerate(pairwise(ends))]
+        taken = [(expert, here) for expert, here in each if here.stop > here.start]
+        return cls(places // chosen.shape[1], places, taken)

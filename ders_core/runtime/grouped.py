@@ -18,7 +18,7 @@ from ders_core.runtime.forms.form import ExpertsForm
 from ders_core.runtime.held import HeldGroup
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 MOST_PAIRS = 64
 """Of an expert on average, up to which kernels are taken: each block of 16 pairs decodes the matrix
@@ -48,7 +48,7 @@ class GroupedLayer:
 
     def compute(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """As `PackedExperts.compute`, without gradients."""
-        from ders_core.compute.grouped.products import GroupedCall
+        from ders_core.compute.grouped.calls import GroupedCall
 
         tokens, each = chosen.shape
         numbers = chosen.reshape(-1).long()
@@ -58,7 +58,7 @@ class GroupedLayer:
         blocks = PairBlocks.of(numbers, self._form.num_experts)
         taken = GroupedCall(x.detach().contiguous(), each, blocks)
         inner = torch.cat([_started(group, taken.x) for group in self._first], 1)
-        inner, column = inner.repeat_interleave(each, 0), 0
+        inner, column = inner.repeat_interleave(each, 0, output_size=tokens * each), 0
         for group, deltas in zip(self._first, self._first_deltas, strict=True):
             deltas.add(taken, inner, column)
             column += group.shape[1]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ders_core.codecs import DeltaCodec, EncodeContext
+from ders_core.codecs.codec import MakeWeight
 from ders_core.codecs.fitting.stored_products import FEW_TOKENS, StoredMatrix, takes_matrices
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, Routes
 from ders_core.compute import grouped, kernels
@@ -21,7 +22,7 @@ from ders_core.packed.stacks import PackedGroup
 from ders_core.runtime.prepared import Prepared
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 Wide = dict[int, torch.Tensor]
 """Number of a base -> the base in float32."""
@@ -109,17 +110,20 @@ class PackedHeldGroup(HeldGroup):
         self._codec = group.group_codec().held_form(group.shape[1:])
         self._seed = matrices.seed
         self._of_experts: dict[int, tuple[Mapping[str, torch.Tensor], EncodeContext]] = {}
+        self._makers: dict[int, MakeWeight | None] = {}
         self._routed: Prepared[RoutedDeltas] = Prepared()
         self._grouped: Prepared[GroupedProducts] = Prepared()
         self._names: dict[str, str] = {}
-        codes = matrices.held_codes(group)
+        codes, on_host = matrices.held_codes(group), self._codec.host_parts
         for part, tensor in codes.parts.items():
-            held = tensor.to(device, dtype) if self._codec.keeps else tensor.to(device)
+            place = "cpu" if part in on_host else device
+            held = tensor.to(place, dtype) if self._codec.keeps else tensor.to(place)
             self._hold(part, held)
         for part, pieces in codes.pieces.items():
             for row, piece in enumerate(pieces):
                 self._hold(f"{part} {row}", piece.to(device))
         self._codes = [] if self._codec.keeps else [*self._names.values()]
+        self._on_host = frozenset(self._names[part] for part in on_host)
         self._places = [matrices.place(group, expert) for expert in range(group.shape[0])]
         self.shape, self.bases = group.shape, group.base_count
         exact = matrices.base_dtype(group, dtype)
@@ -139,21 +143,24 @@ class PackedHeldGroup(HeldGroup):
         return self.get_buffer(self.buffer_of(name))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """What moves a model to a device or dtype: products are prepared anew, and codes go to the
-        device alone, whose numbers are no weights."""
+        """What moves a model to a device or dtype: products are prepared anew, codes go to the
+        device alone, whose numbers are no weights, and what the host reads stays there."""
         self._routed, self._grouped = Prepared(), Prepared()
         self._of_experts.clear()
+        self._makers.clear()
         before = {name: self.get_buffer(name) for name in self._codes}
         moved = super()._apply(fn, recurse)
         for name, codes in before.items():
             now = self.get_buffer(name)
-            if now.dtype is not codes.dtype:
+            if name in self._on_host:
+                self._buffers[name] = codes
+            elif now.dtype is not codes.dtype:
                 self._buffers[name] = codes.to(now.device)
         return moved
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy prepares products of its own."""
-        anew = {"_routed": Prepared(), "_grouped": Prepared(), "_of_experts": {}}
+        anew = {"_routed": Prepared(), "_grouped": Prepared(), "_of_experts": {}, "_makers": {}}
         return {**self.__dict__, **anew}
 
     def base_of(self, expert: int) -> int:
@@ -171,7 +178,7 @@ class PackedHeldGroup(HeldGroup):
 
     def _prepared_routed(self) -> RoutedDeltas | None:
         experts = range(self.shape[0])
-        if self.bases > 1 or not all(kernels.can_run(held.device) for held in self.buffers()):
+        if self.bases > 1 or not all(map(kernels.can_run, self._devices)):
             return None
         codec = self._one_codec
         if codec is not None:
@@ -182,13 +189,19 @@ class PackedHeldGroup(HeldGroup):
         return EachExpert(self) if all(self.splits(expert, 1) for expert in experts) else None
 
     def _prepared_grouped(self) -> GroupedProducts | None:
-        if self.bases > 1 or not all(grouped.can_run(held.device) for held in self.buffers()):
+        if self.bases > 1 or not all(map(grouped.can_run, self._devices)):
             return None
         codec = self._one_codec
         if codec is None:
             return None
         with naming(self._place):
             return codec.grouped(self._coded_experts())
+
+    @property
+    def _devices(self) -> set[torch.device]:
+        """Where products are computed."""
+        named = self.named_buffers()
+        return {held.device for name, held in named if name not in self._on_host}
 
     @property
     def _place(self) -> str:
@@ -244,8 +257,22 @@ class PackedHeldGroup(HeldGroup):
         else:
             device = next(iter(parts.values())).device
             base = torch.zeros(self.shape[1:], dtype=self._stored, device=device)
+        make = self._maker(expert)
         with naming(self._places[expert]):
+            if make is not None and kernels.takes_stored(base):
+                return make(base, wanted)
             return codec.unpack_as(wanted, parts, base, context)
+
+    def _maker(self, expert: int) -> MakeWeight | None:
+        """See `DeltaCodec.maker`."""
+        if expert not in self._makers:
+            codec, (parts, context) = self._codec.expert(expert), self._coded(expert)
+            make = None
+            if isinstance(codec, DeltaCodec):
+                with naming(self._places[expert]):
+                    make = codec.maker(parts, self.shape[1:], context)
+            self._makers[expert] = make
+        return self._makers[expert]
 
     def _coded(self, expert: int) -> tuple[Mapping[str, torch.Tensor], EncodeContext]:
         """Its parts, which share memory with those of all, and what else its codec wants."""

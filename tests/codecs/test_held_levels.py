@@ -16,7 +16,7 @@ from support.codec_support import gauss
 from ders_core.codecs import Chain, EncodeContext, Entropy, LowRank, part_begins
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.small_codes import pack_small, small_bytes, unpack_small, width_of
-from ders_core.codecs.held_levels import DENSE, HELD, SPARSE, STREAM, Form, HeldLevels
+from ders_core.codecs.held_levels import DENSE, FORM, HELD, SPARSE, STREAM, Form, HeldLevels
 from ders_core.codecs.part_begins import FIRST_BYTES, GROWTH, PartBegins
 from ders_core.codecs.routed import CodedExperts, Routes
 from ders_core.codecs.testing.inputs import curvature
@@ -68,7 +68,7 @@ def test_deltas_and_weights_are_the_codecs_own(
         parts = codec.encode(gauss(shape, 1), context)
         delta = codec.decode(parts, shape, context)
         own = codec.held_parts(parts, shape, context)
-        assert Form.read(own[HELD]).kind == kind or shape != LARGE
+        assert Form.read(own).kind == kind or shape != LARGE
         assert own[HELD].numel() <= held.parts(shape, Dtype.BF16)[HELD].nbytes
         dtypes = (torch.bfloat16, torch.float16, torch.float32)
         bases = [gauss(shape, 2).to(dtype) for dtype in dtypes]
@@ -109,8 +109,9 @@ def test_sums_of_pairs_are_those_of_decoded_deltas(
     context = context_of(codec, shape, torch.float32)
     coded = [codec.encode(gauss(shape, seed), context) for seed in (1, 2)]
     matrices = [codec.decode(parts, shape, context).double().numpy() for parts in coded]
-    held = [codec.held_parts(parts, shape, context)[HELD] for parts in coded]
-    experts = CodedExperts({}, shape, [context] * 2, {HELD: held})
+    held = [codec.held_parts(parts, shape, context) for parts in coded]
+    forms = {FORM: torch.stack([each[FORM] for each in held])}
+    experts = CodedExperts(forms, shape, [context] * 2, {HELD: [each[HELD] for each in held]})
     routed = HeldLevels(of_streams=codec).routed(experts)
     assert routed is not None
     x, y = gauss((3, shape[1]), 5).numpy(), gauss((2, shape[0] + 3), 6).numpy()
@@ -146,8 +147,9 @@ def test_lengths_are_told_from_where_streams_begin(fields: dict[str, Any], kind:
     codec, shape = Entropy(**fields), LARGE
     context = context_of(codec, shape, torch.bfloat16)
     parts = codec.encode(gauss(shape, 1), context)
-    held = codec.held_parts(parts, shape, context)[HELD]
-    assert Form.read(held).kind == kind
+    own = codec.held_parts(parts, shape, context)
+    assert Form.read(own).kind == kind
+    held = own[HELD]
     begins, taken = counted_begins(parts)
     told = codec.held_lengths(begins, shape)[HELD]
     assert abs(told - len(held)) <= 0.01 * len(held)
@@ -217,11 +219,12 @@ def test_streams_of_earlier_versions_stay_as_they_are() -> None:
         )
         parts, context = {"stream": stream}, EncodeContext(torch.float32, 0)
         own = codec.held_parts(parts, shape, context)
-        assert Form.read(own[HELD]).kind == STREAM
+        assert Form.read(own).kind == STREAM
         held = codec.held_form(shape)
         expected = codec.decode(parts, shape, context)
         assert torch.equal(held.decode(own, shape, context), expected)
         base = gauss(shape, 3)
         assert torch.equal(held.unpack(own, base, context), codec.unpack(parts, base, context))
         assert codec.held_lengths(begins_of(parts), shape)[HELD] == len(own[HELD])
-        assert held.routed(CodedExperts({}, shape, [context], {HELD: [own[HELD]]})) is None
+        alone = CodedExperts({FORM: own[FORM][None]}, shape, [context], {HELD: [own[HELD]]})
+        assert held.routed(alone) is None

@@ -16,7 +16,7 @@ from ders_core.codecs import Entropy
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.gains import Gains, gain_bytes
 from ders_core.codecs.fitting.tunable_streams import COLUMNS, ROWS, tunable_stream
-from ders_core.codecs.held_levels import HELD, Form
+from ders_core.codecs.held_levels import Form
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.codecs.testing.tuning import check_tuned
 from ders_core.codecs.tunable import Tunable
@@ -168,7 +168,7 @@ def test_a_model_in_memory_holds_gains(steps: str) -> None:
     rows, columns = drawn(SHAPE[0], 3, 0.05), drawn(SHAPE[1], 4, 0.05)
     parts = {"stream": tuned(tunable, rows, columns)}
     held = codec.held_parts(parts, SHAPE, known)
-    assert Form.read(held[HELD]).has_factors
+    assert Form.read(held).has_factors
     assert level_stream.about(parts["stream"], SHAPE).has_factors
     form = codec.held_form(SHAPE)
     delta = codec.decode(parts, SHAPE, known)

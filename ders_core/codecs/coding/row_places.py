@@ -65,11 +65,23 @@ def read_places(
     """The inverse of `stored_places`."""
     low = low_bits(shape, count)
     bits = unpack(parts["marks"], 1, BYTE * parts["marks"].numel(), torch.uint8)
-    cells = at_least(bits, 1) - torch.arange(count, device=bits.device)
+    cells = _marked(bits, count) - torch.arange(count, device=bits.device)
     lowest = unpack_small(parts["columns"], low, count)
     in_row = _cells(shape, low) // max(shape[0], 1)
     columns = (cells % max(in_row, 1) << low) | lowest
     return cells // max(in_row, 1) * shape[1] + columns
+
+
+def _marked(bits: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices (int64, ascending) of the `count` ones among `bits` `[n]`; no device is waited for,
+    as it would be to learn how many there are."""
+    if bits.device.type == "cpu":
+        return at_least(bits, 1)
+    indices = torch.arange(len(bits), device=bits.device)
+    places = torch.where(bits > 0, bits.cumsum(0) - 1, count)
+    return torch.empty(count + 1, dtype=torch.int64, device=bits.device).scatter_(
+        0, places, indices
+    )[:count]
 
 
 def _cells(shape: tuple[int, int], low: int) -> int:

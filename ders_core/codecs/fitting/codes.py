@@ -134,44 +134,81 @@ def decoded(
     the base has these. Raises CodecError for bytes that hold no trits.
     """
     shape = (lines.scale.shape[0], blocks.width)
-    count = shape[0] * shape[1]
     first, last, _ = chosen.indices(shape[0])
     lines = lines.of_rows(chosen)
     if base is None:
         out = fresh((last - first, shape[1]), torch.float32, packed.device)
     else:
         out = fresh(base.shape, dtype or base.dtype, base.device)
-    below = out[:0] if base is None else base
-    needed = packed_trits_bytes(count) if bits is None else packed_bytes(count, bits)
-    is_whole = packed.numel() == needed and lines.scale.shape[1] == blocks.count
-    if (
-        is_whole
-        and first % TOGETHER == 0
-        and all(kernels.takes_stored(each) for each in (out, below))
-        and kernels.takes(packed, *lines.tensors)
-    ):
-        from ders_core.compute.kernels import codes as loops
-
-        if bits is None:
-            check_trits(packed[first * shape[1] // TRITS : -(-last * shape[1] // TRITS)])
-        bases, kind_of_base = kernels.bits(below), kernels.kind_of(below.dtype)
-        numbers, plane, (scales, offsets) = packed.numpy(), packed_bytes(count, 1), lines.arrays
-        table, kind, weights = levels.table.numpy(), kernels.kind_of(out.dtype), kernels.bits(out)
-
-        def work(begin: int, end: int) -> None:
-            here = scales[begin:end], offsets[begin:end], table, levels.uniform
-            rows = bases[begin:end], kind_of_base, kind, weights[begin:end]
-            loops.decode(numbers, bits or 0, first + begin, plane, blocks.size, *here, *rows)
-
-        per_byte = TRITS if bits is None else BYTE
-        multiple = 1 if shape[1] % per_byte == 0 else per_byte
-        by_row_pieces(work, len(out), out.numel(), multiple=multiple)
+    loops = CodeLoops.of(packed, bits, levels, blocks, shape[0])
+    if loops is not None and first % TOGETHER == 0 and loops.take(lines, base, out):
+        loops.write(lines, base, out, first)
         return out
     codes = unpacked(packed, bits, shape)[chosen]
     for rows in row_pieces(out.shape, chunk_values(packed.device, CHUNK)):
         delta = decoded_rows(codes[rows], lines.of_rows(rows), levels, blocks)
         out[rows] = delta if base is None else delta.add_(base[rows].float())
     return out
+
+
+@dataclass(frozen=True)
+class CodeLoops:
+    """Compiled loops that decode the codes of one matrix, again and again; they share its memory.
+
+    numbers: the codes; bits: 0 for trits. rows: of the matrix.
+    """
+
+    numbers: np.ndarray
+    bits: int
+    levels: Levels
+    blocks: Blocks
+    rows: int
+
+    @classmethod
+    def of(
+        cls, packed: torch.Tensor, bits: int | None, levels: Levels, blocks: Blocks, rows: int
+    ) -> CodeLoops | None:
+        """None where loops cannot work on these. packed, bits: as of `decoded`."""
+        count = rows * blocks.width
+        needed = packed_trits_bytes(count) if bits is None else packed_bytes(count, bits)
+        if packed.numel() != needed or not kernels.takes(packed):
+            return None
+        return cls(packed.numpy(), bits or 0, levels, blocks, rows)
+
+    def take(self, lines: Lines, base: torch.Tensor | None, out: torch.Tensor) -> bool:
+        """Whether they can write what these make."""
+        stored = (out,) if base is None else (out, base)
+        return (
+            lines.scale.shape[1] == self.blocks.count
+            and all(map(kernels.takes_stored, stored))
+            and kernels.takes(*lines.tensors)
+        )
+
+    def write(
+        self, lines: Lines, base: torch.Tensor | None, out: torch.Tensor, first: int = 0
+    ) -> None:
+        """out: gets base + s·L[q] (+ z) of some rows, the matrix's `first` on, a multiple of
+        TOGETHER. Raises CodecError for bytes that hold no trits."""
+        from ders_core.compute.kernels import codes as loops
+
+        width, numbers = self.blocks.width, self.numbers
+        if self.bits == 0:
+            end = -(-(first + len(out)) * width // TRITS)
+            check_trits(torch.from_numpy(numbers[first * width // TRITS : end]))
+        below = out[:0] if base is None else base
+        bases, kind_of_base = kernels.bits(below), kernels.kind_of(below.dtype)
+        plane, (scales, offsets) = packed_bytes(self.rows * width, 1), lines.arrays
+        kind, weights = kernels.kind_of(out.dtype), kernels.bits(out)
+        table, is_uniform, size = self.levels.table.numpy(), self.levels.uniform, self.blocks.size
+
+        def work(begin: int, end: int) -> None:
+            here = scales[begin:end], offsets[begin:end], table, is_uniform
+            rows = bases[begin:end], kind_of_base, kind, weights[begin:end]
+            loops.decode(numbers, self.bits, first + begin, plane, size, *here, *rows)
+
+        per_byte = TRITS if self.bits == 0 else BYTE
+        multiple = 1 if width % per_byte == 0 else per_byte
+        by_row_pieces(work, len(out), out.numel(), multiple=multiple)
 
 
 def decoded_in_pieces(

@@ -10,7 +10,7 @@ from ders_core.codecs.fitting.levels import Levels
 from ders_core.codecs.routed import CodedExperts
 
 if TYPE_CHECKING:
-    from ders_core.compute.grouped.products import GroupedProducts
+    from ders_core.compute.grouped.calls import GroupedProducts
 
 
 def grouped_codes(

@@ -88,7 +88,7 @@ class SparseLevels(LevelMatrix):
         return not (float(self.common) or bool(self.common.signbit()))
 
     def decode(self) -> torch.Tensor:
-        if self._is_zero and self.takes_loops:
+        if self.takes_loops and self._is_zero:
             delta = fresh(self.shape, torch.float32)
             self._entries.add_onto(None, delta)
             return delta
@@ -106,11 +106,9 @@ class SparseLevels(LevelMatrix):
         return delta
 
     def onto(self, base: torch.Tensor) -> torch.Tensor:
-        if not (self._is_zero and self.takes_loops and kernels.takes_stored(base)):
+        if not (self.takes_loops and self._is_zero and kernels.takes_stored(base)):
             return super().onto(base)
-        weight = fresh(base.shape, base.dtype)
-        self._entries.add_onto(base, weight)
-        return weight
+        return self._entries.onto(base)
 
     @property
     def takes_loops(self) -> bool:

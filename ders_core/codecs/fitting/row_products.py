@@ -10,6 +10,7 @@ from typing import Any
 from ders_core.codecs.coding.packing import BYTE
 from ders_core.codecs.routed import product_of
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.row_pieces import by_row_pieces
 from ders_core.later import np, torch
 
@@ -38,6 +39,11 @@ class RowEntries:
     @property
     def rows(self) -> int:
         return self.parts["starts"].numel() - 1
+
+    @cached_property
+    def _count(self) -> int:
+        """Of entries."""
+        return int(self.parts["starts"][-1])
 
     @cached_property
     def _arrays(self) -> _Arrays:
@@ -78,8 +84,13 @@ class RowEntries:
         def work(first: int, last: int) -> None:
             row_entries.multiply(*arrays, first, last)
 
-        entries = self.parts["starts"][-1]
-        by_row_pieces(work, self.rows, WORTH * int(entries) * len(inputs))
+        by_row_pieces(work, self.rows, WORTH * self._count * len(inputs))
+
+    def onto(self, base: torch.Tensor) -> torch.Tensor:
+        """base + Δ̂, in the base's dtype, one of those that loops know."""
+        weight = fresh(base.shape, base.dtype)
+        self.add_onto(base, weight)
+        return weight
 
     def add_onto(self, base: torch.Tensor | None, weight: torch.Tensor) -> None:
         """weight: gets base + Δ̂, of the base's dtype, added in float32; without a base, in its own.

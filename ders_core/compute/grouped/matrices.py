@@ -7,13 +7,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ders_core.compute.grouped.products import (
-    GroupedCall,
-    GroupedProducts,
-    add_to,
-    inputs_of,
-    launch,
-)
+from ders_core.compute.grouped.calls import GroupedCall, GroupedProducts
+from ders_core.compute.grouped.products import add_to, inputs_of, launch
 from ders_core.later import torch
 
 

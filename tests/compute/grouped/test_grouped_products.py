@@ -65,7 +65,7 @@ def check(
 ) -> None:
     """More pairs of one expert than a block has, none of another, some of no expert; beside what
     is in y already."""
-    from ders_core.compute.grouped.products import GroupedCall
+    from ders_core.compute.grouped.calls import GroupedCall
 
     chosen = torch.tensor([2] * 17 + [-1, 0, 2, EXPERTS])[:, None].repeat(1, each).flatten()
     stored = torch.float32 if dtype is torch.float32 else torch.bfloat16
