@@ -107,8 +107,9 @@ def special_codes(
     found: np.ndarray,
 ) -> int:
     """Fill found, int32 or int64, with the upper parts, without their low bits, that stand for
-    special codes, in whose place come zeros; they are at most so large that differences have room. far: those that are left
-    begin at a number, which is returned as it is afterwards. rare: cells of the rare ones."""
+    special codes, in whose place come zeros; they are at most so large that differences have room.
+    far: those that are left begin at a number, which is returned as it is afterwards. rare: cells
+    of the rare ones."""
     largest = np.int64(1) << (8 * found.itemsize - 3)  # counts no float
     rare_count = 0
     for number in range(places.size):
