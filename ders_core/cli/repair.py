@@ -118,7 +118,7 @@ def _print(result: RepairResult) -> None:
             ["KL, nats a token (95 %)", *kl],
             [
                 "top-1 agreement",
-                *(share_text(each.top1_agreement or 0.0) for each in (result.before, result.after)),
+                *(_agreement(each.top1_agreement) for each in (result.before, result.after)),
             ],
             [
                 "perplexity",
@@ -137,3 +137,7 @@ def _print(result: RepairResult) -> None:
     print_line(
         f"{result.out}: {bytes_text(result.bytes)}, in {result.seconds:.0f} s on {result.device}"
     )
+
+
+def _agreement(share: float | None) -> str:
+    return "not measured" if share is None else share_text(share)

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from ders_core.codecs import Codec, make_codec
+from ders_core.units import bytes_text, number_text, share_text
 
 OF_DELTAS = 0.83
 """The knob of deltas as a part of that of matrices. Rounding by chance has a larger error than
@@ -61,7 +62,9 @@ class Budget(BaseModel):
     @property
     def label(self) -> str:
         ((name, value),) = self._plain().items()
-        return f"{value:.4g} of the original" if name == "share" else f"{name} {value:g}"
+        if name == "share":
+            return f"{share_text(value)} of the original"
+        return bytes_text(value, 4) if name == "bytes" else f"{name} {number_text(value)}"
 
 
 def codec_of_deltas(knob: float) -> Codec:

@@ -15,11 +15,15 @@ from ders_core.pipeline.quality import Quality
 from ders_core.repair import RepairResult
 
 
-@pytest.mark.parametrize("perplexity", [11.5, None])
-def test_a_perplexity_that_is_not_known_is_not_told(
-    perplexity: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("perplexity", "agreement"), [(11.5, 0.9), (None, None)])
+def test_what_is_not_known_is_not_told(
+    perplexity: float | None,
+    agreement: float | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    quality = Quality.model_validate(QUALITY | {"reference_perplexity": perplexity})
+    unsure = {"reference_perplexity": perplexity, "top1_agreement": agreement}
+    quality = Quality.model_validate(QUALITY | unsure)
     interval = Interval(0.02, 0.01, 0.03)
     result = RepairResult(
         out="out",
@@ -49,3 +53,6 @@ def test_a_perplexity_that_is_not_known_is_not_told(
     assert told.exit_code == 0, told.output
     assert ("of the original: perplexity 11.50" in told.output) == (perplexity is not None)
     assert "of the original: perplexity 0" not in told.output
+    line = next(line for line in told.output.splitlines() if "top-1 agreement" in line)
+    assert line.count("not measured") == (2 if agreement is None else 0)
+    assert line.count("90.0 %") == (0 if agreement is None else 2)

@@ -19,11 +19,21 @@ VALUES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("value", VALUES)
 def test_the_seal_is_the_hash_of_the_text_without_it(tmp_path: Path, value: dict[str, Any]) -> None:
     write_sealed(tmp_path / "note.json", value)
+    entries = json.dumps(value, ensure_ascii=False)[:-1]
+    seal = hashlib.sha256((entries + "\n}\n" if value else "{}\n").encode()).hexdigest()
+    expected = entries + ("," if value else "") + f'\n  "seal": "{seal}"\n}}\n'
+    assert (tmp_path / "note.json").read_text(encoding="utf-8") == expected
+    assert json.loads(expected) == value | {"seal": seal}
+    assert read_sealed(tmp_path / "note.json") == value
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_what_earlier_versions_sealed_is_read(tmp_path: Path, value: dict[str, Any]) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     sealed = value | {"seal": hashlib.sha256(text.encode()).hexdigest()}
-    expected = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
-    assert (tmp_path / "note.json").read_text(encoding="utf-8") == expected
-    assert read_sealed(tmp_path / "note.json") == value
+    note = tmp_path / "note.json"
+    note.write_text(json.dumps(sealed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_sealed(note) == value
 
 
 @pytest.mark.parametrize("value", VALUES)

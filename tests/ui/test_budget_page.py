@@ -51,7 +51,7 @@ def test_a_run_settles_its_budget(
     assert result.report is not None
     manifest = PackedCheckpoint(result.packed).manifest
     assert manifest.recipe == found.public().model_dump(mode="json")
-    assert "0.2 of the original" in result.report.missed
+    assert "20.0 % of the original" in result.report.missed
     on(app, "runs")
     assert "budget" in " ".join(warning.value for warning in app.warning)
 
@@ -67,7 +67,7 @@ def test_a_budget_becomes_rules(app: AppTest, mixtral_dir: Path, workspace: Work
     app.button(key="yaml_apply").click().run()
     assert not app.exception
     assert recipe_of(app) == asked
-    assert "knob 0.01" in words(app)
+    assert "knob 0.0100" in words(app)
     app.button(key="budget_settle").click().run()
     assert not app.exception
     assert not app.error

@@ -62,7 +62,7 @@ def read(reader: Reader, base: torch.Tensor) -> torch.Tensor:
     stream can hold."""
     start, tables = Base(base), read_tables(reader)
     far = signed(reader.small_array(reader.small(1)[0]))
-    noise = reader.take(reader.small(1)[0], "u1")
+    noise = reader.lent(reader.small(1)[0])
     lanes_log2 = reader.number("u1")
     if MOST_LANES_LOG2 < lanes_log2 != NOTHING_CODED:
         raise damaged()

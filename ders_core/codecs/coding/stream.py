@@ -76,12 +76,16 @@ class Reader:
         return len(self._bytes) - self._at
 
     def take(self, count: int, dtype: str) -> np.ndarray:
-        size = count * np.dtype(dtype).itemsize
-        if count < 0 or size > len(self._bytes) - self._at:
+        piece = self.lent(count * np.dtype(dtype).itemsize)
+        return np.frombuffer(piece.tobytes(), dtype=dtype)
+
+    def lent(self, size: int) -> np.ndarray:
+        """So many bytes: no copy."""
+        if not 0 <= size <= len(self._bytes) - self._at:
             raise damaged()
         piece = self._bytes[self._at : self._at + size]
         self._at += size
-        return np.frombuffer(piece.tobytes(), dtype=dtype)
+        return piece
 
     def lend(self, read: Callable[[np.ndarray, int], int]) -> None:
         """Let a loop take numbers. read: takes all bytes, uint8 `[n]`, and where those that are
@@ -112,12 +116,12 @@ class Reader:
 
     def small_array(self, count: int) -> np.ndarray:
         """The same, int64 `[count]`."""
+        if not count:
+            return np.zeros(0, dtype=np.int64)
         some = self._bytes[self._at : self._at + MOST_DIGITS * max(count, 0)]
         ends = np.flatnonzero(some < 128)[:count] + 1
         if len(ends) < count:
             raise damaged()
-        if not count:
-            return np.zeros(0, dtype=np.int64)
         begins = np.concatenate([[0], ends[:-1]])
         if (ends - begins).max() > MOST_DIGITS:
             raise damaged()

@@ -42,11 +42,10 @@ def read_onto(base: Base, coded: Coded, popper: Popper, weight: np.ndarray) -> N
 
     usual = tables.usual.slots, tables.usual.info, tables.uppers, tables.usual.bits
     rare = tables.rare.slots, tables.rare.info, tables.rare_uppers, tables.rare.bits
-    block = float_differences.BLOCK
-    noise = np.empty(-(-coded.noise.size // 4) + 3 + block, dtype="<u4")
-    noise.view(np.uint8)[: coded.noise.size] = coded.noise
+    noise = np.empty(coded.noise.size + float_differences.SPARE, np.uint8)
+    noise[: coded.noise.size] = coded.noise
     is_narrow = weight.itemsize == 2 and tables.lows.max() <= MOST_NARROW
-    room = np.empty((3, block), np.int32 if is_narrow else np.int64)
+    room = np.empty(float_differences.BLOCK, np.int32 if is_narrow else np.int64)
     far = np.append(coded.far, 0)
     ends = np.zeros(3, dtype=np.int64)
 

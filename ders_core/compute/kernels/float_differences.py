@@ -7,7 +7,7 @@ import numpy as np
 
 from ders_core.compute.kernels.float_counts import Numbers, contexts_of
 from ders_core.compute.kernels.loop import loop, part_apart
-from ders_core.compute.kernels.low_bits import WORD_BITS, add_low_bits
+from ders_core.compute.kernels.low_bits import WORD_BYTES, take_low_bits
 from ders_core.compute.kernels.rans import pop_mixed
 from ders_core.compute.kernels.rans_rounds import MANY_LANES, Words, pop_codes
 
@@ -24,7 +24,10 @@ RUN = 64
 """Codes that are looked at together: most runs have nothing special."""
 
 BLOCK = 1 << 10
-"""Weights that are made at once: their differences stay in the nearest cache."""
+"""Weights that are made at once: their low bits stay in the nearest cache."""
+
+SPARE = 4 * BLOCK + WORD_BYTES
+"""Bytes of noise that are read beyond the end, at most, before a block is found to have too few."""
 
 
 @part_apart
@@ -32,28 +35,36 @@ def cell_codes(
     slots: np.ndarray, info: np.ndarray, uppers: np.ndarray, lows: np.ndarray
 ) -> np.ndarray:
     """uint64 of each cell, as of `rans_rounds.pop_codes`: its code is its upper part without the
-    low bits, or from SPECIAL on."""
+    low bits, or from SPECIAL on, and its width is how many low bits its context has."""
     entries = np.empty(info.size, np.uint64)
     for number in range(lows.size):
         for cell in range(slots[number, 0], np.int64(slots[number, -1]) + 1):
             upper = uppers[cell]
             code = upper >> lows[number] if upper > NONE else SPECIAL + (upper - RARE >> 40)
+            code = np.int64(code & 0xFFFF) | lows[number] << 16
             entries[cell] = np.uint64(np.uint64(code) << np.uint64(32)) | np.uint64(info[cell])
     return entries
 
 
 @part_apart
 def pop_usual(
-    states: np.ndarray, tables: Usual, left: Words, contexts: np.ndarray, codes: np.ndarray
+    states: np.ndarray,
+    tables: Usual,
+    left: Words,
+    contexts: np.ndarray,
+    codes: np.ndarray,
+    widths: np.ndarray,
 ) -> int:
     """As `rans_rounds.pop_codes`, with any number of lanes."""
     slots, info, entries, bits = tables
     if states.size >= MANY_LANES:
-        return int(pop_codes(states, slots, entries, left, contexts, codes))
+        return int(pop_codes(states, slots, entries, left, contexts, codes, widths))
     cells = np.empty(codes.size, np.uint16)
     at = pop_mixed(states, slots, info, bits, *left, contexts, cells)
     for place in range(cells.size):
-        codes[place] = np.int16(entries[cells[place]] >> np.uint64(32))
+        entry = entries[cells[place]]
+        codes[place] = np.int16(entry >> np.uint64(32))
+        widths[place] = np.uint8(entry >> np.uint64(48))
     return int(at)
 
 
@@ -96,8 +107,9 @@ def special_codes(
     found: np.ndarray,
 ) -> int:
     """Fill found, int32 or int64, with the upper parts, without their low bits, that stand for
-    special codes; they are at most so large that differences have room. far: those that are left
-    begin at a number, which is returned as it is afterwards. rare: cells of the rare ones."""
+    special codes, in whose place come zeros; they are at most so large that differences have room.
+    far: those that are left begin at a number, which is returned as it is afterwards. rare: cells
+    of the rare ones."""
     largest = np.int64(1) << (8 * found.itemsize - 3)  # counts no float
     rare_count = 0
     for number in range(places.size):
@@ -112,23 +124,40 @@ def special_codes(
             far_count += 1
         elif upper > NONE:
             code = upper >> low
-        found[number] = code
+        found[number], codes[place] = code, 0
     return far_count
 
 
 @part_apart
-def move(base: np.ndarray, difference: np.ndarray, half: int, weight: np.ndarray) -> bool:
-    """Fill weight with the floats that are so far from the base; whether there is none for one."""
-    wide = difference.dtype.type
-    below, zero = wide(-half - 1), wide(0)
-    lowest, highest = wide(0), wide(0)
+def move(
+    base: np.ndarray,
+    codes: np.ndarray,
+    widths: np.ndarray,
+    parts: np.ndarray,
+    half: int,
+    weight: np.ndarray,
+) -> bool:
+    """Fill weight with the floats that are so far from the base: so many low bits of parts, and
+    above them a code. Returns whether there is none for one."""
+    wide = parts.dtype.type
+    below, zero, one = wide(-half - 1), wide(0), wide(1)
+    lowest, highest, most = zero, zero, wide(8 * parts.itemsize - 1)
     for place in range(base.size):
-        start = wide(base[place])
+        start, width = wide(base[place]), wide(wide(widths[place]) & most)
         counted = start if start >= zero else wide(below - start)
-        number = wide(counted + difference[place])
+        low = wide(parts[place] & wide(wide(one << width) - one))
+        number = wide(counted + wide(wide(wide(codes[place]) << width) | low))
         lowest, highest = min(lowest, number), max(highest, number)
         weight[place] = number if number >= zero else wide(below - number)
     return bool((lowest < -half) | (highest >= half))
+
+
+@part_apart
+def move_one(start: int, code: int, width: int, part: int, half: int) -> tuple[int, bool]:
+    """(the float, whether there is none): as of `move`, of a code that is too large there."""
+    counted = start if start >= 0 else -half - 1 - start
+    number = counted + (code << width | part & (1 << width) - 1)
+    return number if number >= 0 else -half - 1 - number, not -half <= number < half
 
 
 @loop
@@ -158,21 +187,21 @@ def read(
     """Fill weight, as base; returns where the words that are left begin, −1 where there are too
     few, or too few bits of noise. base, numbers, lows: as of `float_counts`. slots, info, bits,
     states, words, at, end: as of `rans.pop_mixed`. uppers: int64, of each cell. room: int32 or
-    int64 `[3, BLOCK]`, for differences. far: int64, one more than may be outside. noise: uint32,
-    BLOCK + 3 more than are used. ends: int64 `[3]`, gets whether a number counts no float, how many
+    int64 `[BLOCK]`, for differences. far: int64, one more than may be outside. noise: uint8, SPARE
+    more than are used. ends: int64 `[3]`, gets whether a number counts no float, how many
     are outside, and how many bits are noise."""
     entries, rare_tables = cell_codes(slots, info, uppers, lows), (rare_slots, rare_info, rare_bits)
     contexts, codes = np.empty(piece, np.uint8), np.empty(piece, np.int16)
-    places, all_special = np.empty(BLOCK + 1, np.uint32), np.empty(piece + RUN, np.uint32)
+    widths, all_special = np.empty(piece, np.uint8), np.empty(piece + RUN, np.uint32)
     rare, found = np.empty(piece, np.uint16), np.empty(piece, room.dtype)
-    wrong, far_count, bit, widest = False, 0, np.uint64(0), lows.max()
-    pairs = np.empty(BLOCK * widest // WORD_BITS + 2, np.uint64)
-    most = WORD_BITS * (noise.size - BLOCK - 3)
+    wrong, far_count, bit, half = False, 0, np.uint64(0), numbers[0]
+    noisy, most = lows.max() > 0, np.uint64(8 * (noise.size - SPARE))
+    room[:] = 0
     for begin in range(0, base.size, piece):
         start, filled = base[begin : begin + piece], weight[begin : begin + piece]
-        context, code = contexts[: start.size], codes[: start.size]
+        context, code, width = contexts[: start.size], codes[: start.size], widths[: start.size]
         contexts_of(start, numbers, context)
-        at = pop_usual(states, (slots, info, entries, bits), (words, at, end), context, code)
+        at = pop_usual(states, (slots, info, entries, bits), (words, at, end), context, code, width)
         if at < 0:
             return at
         special = all_special[: find_special(code, all_special)]
@@ -184,18 +213,18 @@ def read(
         far_count = special_codes(context, code, special, *given, found)
         number = 0
         for first in range(0, start.size, BLOCK):
-            some, which = code[first : first + BLOCK], context[first : first + BLOCK]
-            difference = room[0, : some.size]
-            for place in range(some.size):
-                difference[place] = some[place]
-            while number < special.size and special[number] < first + BLOCK:
-                difference[special[number] - first] = found[number]
-                number += 1
-            if widest > 0:
-                bit = add_low_bits(which, lows, noise, bit, places, pairs, room, difference)
+            block = slice(first, first + BLOCK)
+            some, parts = width[block], room[: width[block].size]
+            if noisy:
+                bit = take_low_bits(some, noise, bit, parts)
                 if bit > most:
                     return -1
-            block = slice(first, first + BLOCK)
-            wrong |= move(start[block], difference, numbers[0], filled[block])
+            wrong |= move(start[block], code[block], some, parts, half, filled[block])
+            while number < special.size and special[number] < first + BLOCK:
+                place = special[number]
+                given_one = start[place], found[number], width[place], parts[place - first]
+                filled[place], none = move_one(*given_one, half)
+                wrong |= none
+                number += 1
     ends[0], ends[1], ends[2] = wrong, far_count, np.int64(bit)
     return at

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from ders_core.compute.kernels.loop import loop
+from ders_core.compute.kernels.loop import loop, part
+
+
+@part
+def put_pieces(left: int, most: int, high: np.ndarray, filled: np.uint64) -> np.uint64:
+    """Put a high part into `high` from `filled` on, in pieces of at most `most`, the last of which
+    is less; returns where the next one goes."""
+    while left >= most:
+        high[filled] = most
+        filled += np.uint64(1)
+        left -= most
+    high[filled] = left
+    return filled + np.uint64(1)
 
 
 @loop
@@ -42,12 +54,7 @@ def find(
             count += np.uint64(1)
             left = gap >> low_bits
             units += left
-            while left >= most:
-                high[filled] = most
-                filled += np.uint64(1)
-                left -= most
-            high[filled] = left
-            filled += np.uint64(1)
+            filled = put_pieces(left, most, high, filled)
             gap = 0
     return int(np.int64(filled)), units
 
@@ -62,12 +69,7 @@ def split(pieces: np.ndarray, largest: int, most: int, high: np.ndarray) -> int:
         left += piece
         if piece == largest:
             continue
-        while left >= most:
-            high[filled] = most
-            filled += np.uint64(1)
-            left -= most
-        high[filled] = left
-        filled += np.uint64(1)
+        filled = put_pieces(left, most, high, filled)
         left = 0
     return int(np.int64(filled))
 

@@ -27,20 +27,22 @@ def pop_codes(
     left: Words,
     contexts: np.ndarray,
     codes: np.ndarray,
+    widths: np.ndarray,
 ) -> int:
-    """As `rans.pop_mixed` with tables of USUAL_BITS, but fill codes, int16 `[n]`, with what cells
-    stand for. entries: uint64 `[cells]`, the info of each, and above 32 bits its code. left: words,
-    begin and end."""
+    """As `rans.pop_mixed` with tables of USUAL_BITS, but fill codes, int16 `[n]`, and widths, uint8
+    `[n]`, with what cells stand for. entries: uint64 `[cells]`, the info of each, above 32 bits its
+    code, and above 48 its width. left: words, begin and end."""
     words, begin, end = left
     lanes, count = np.uint64(states.size), np.uint64(codes.size)
     mask, shift = np.uint32((1 << USUAL_BITS) - 1), np.uint32(USUAL_BITS)
     low_half, half, least = np.uint32(0xFFFF), np.uint32(16), np.uint32(1 << 16)
     at, last, place, flat = np.uint64(begin), np.uint64(end), np.uint64(0), slots.reshape(-1)
     indices, moved = np.empty(states.size, np.uint32), np.empty(states.size, np.uint32)
-    taken, upper_half = np.empty(states.size, np.uint64), np.uint64(32)
+    taken, code_from, width_from = np.empty(states.size, np.uint64), np.uint64(32), np.uint64(48)
     while place < count:
         here = min(lanes, count - place)
         filled, given = codes[place : place + here], contexts[place : place + here]
+        wide = widths[place : place + here]
         for lane in range(here):
             table = np.uint32(np.uint32(given[lane]) << shift)
             indices[lane] = np.uint32(table | np.uint32(states[lane] & mask))
@@ -50,7 +52,8 @@ def pop_codes(
             info, state = np.uint32(taken[lane]), states[lane]
             begun = np.uint32(np.uint32(state & mask) - np.uint32(info >> half))
             moved[lane] = np.uint32(np.uint32(info & low_half) * np.uint32(state >> shift) + begun)
-            filled[lane] = np.int16(taken[lane] >> upper_half)
+            filled[lane] = np.int16(taken[lane] >> code_from)
+            wide[lane] = np.uint8(taken[lane] >> width_from)
         for lane in range(here):
             state = moved[lane]
             small = np.uint32(state < least)
