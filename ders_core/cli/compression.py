@@ -315,6 +315,6 @@ def synthesize(packed: PackedArg, out: OutArg, dtype: WrittenDtypeOption = "auto
     from ders_core.pipeline.synthesize import synthesize as run_synthesize
 
     with progress_bar("synthesize") as progress:
-        sums = run_synthesize(packed, out, dtype=dtype, progress=progress)
-    print_line(f"{out}: {len(sums)} tensors written")
+        run_synthesize(packed, out, dtype=dtype, hashes=False, progress=progress)
+    print_line(f"{out}: {len(TensorStore.open(out).tensors)} tensors written")
     print_links(TensorStore.open(packed).beside.linked_out)

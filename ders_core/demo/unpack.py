@@ -60,7 +60,7 @@ def unpack_demo(out: str | Path, *, progress: Progress = quiet) -> DemoResult:
             METADATA,
         )
         (partial / MOE).mkdir()
-        write_original(form, reads, partial / MOE, progress)
+        write_original(form, reads, partial / MOE, progress, hashes=False)
         shutil.copyfile(TRAINED / FIGURES, partial / FIGURES)
     return DemoResult.of(target, figures["perplexities"], figures["mean_cosine"])
 

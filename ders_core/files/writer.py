@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -116,12 +116,14 @@ def write_file(
     header_bytes: int = 0,
     sync: bool = True,
     past_cache: bool = True,
+    hashed: Container[str] | None = None,
 ) -> dict[str, str]:
     """Write one safetensors file, tensor by tensor in the order of `specs`.
 
     read: yields the bytes of the tensor of that name. metadata: as of `encode_header`.
     header_bytes: `nbytes` there. sync: as in `written_aside`. past_cache: as in `written_from`; not
-    for what is read again soon. Returns the hex SHA-256 of each tensor's bytes. Raises OSError.
+    for what is read again soon. Returns the hex SHA-256 of each tensor's bytes, or of those that
+    are named in `hashed`. Raises OSError.
     """
     checksums: dict[str, str] = {}
     header = encode_header(specs, metadata, header_bytes)
@@ -134,12 +136,14 @@ def write_file(
         file.write(header)
         for name, spec in specs.items():
             digest, count = hashlib.sha256(), 0
-            for chunk in _hashed(read(name), digest, pool):
+            is_hashed = hashed is None or name in hashed
+            for chunk in _hashed(read(name), digest, pool) if is_hashed else read(name):
                 count += file.write(chunk)
                 del chunk  # whose memory it is may need it for the next one
             if count != spec.nbytes:
                 raise AssertionError(f"{name}: {count} bytes written, {spec.nbytes} promised")
-            checksums[name] = digest.hexdigest()
+            if is_hashed:
+                checksums[name] = digest.hexdigest()
     return checksums
 
 

@@ -43,9 +43,11 @@ def synthesize(
     *,
     device: str = "cpu",
     dtype: str = "auto",
+    hashes: bool = True,
     progress: Progress = quiet,
 ) -> dict[str, str]:
-    """Write the new directory `out`; returns the hex SHA-256 of every tensor written.
+    """Write the new directory `out`; returns the hex SHA-256 of every tensor written, or, without
+    `hashes`, of those that are copied as they are: to take the others takes time.
 
     dtype: a word of `ders_core.pipeline.original_form.DTYPES`: base and delta are added in float32
     and rounded once, to the original's dtype (`auto`) or to that one, of which config.json then
@@ -62,7 +64,7 @@ def synthesize(
     reads = HashedReads()
     form = OriginalForm.of(PackedCheckpoint(packed, reads.rows), dtype)
     with output_directory(out, needs=original_bytes(form)) as partial:
-        return write_original(form, reads, partial, progress, device)
+        return write_original(form, reads, partial, progress, device, hashes=hashes)
 
 
 def write_original(
@@ -71,6 +73,8 @@ def write_original(
     directory: Path,
     progress: Progress = quiet,
     device: str = "cpu",
+    *,
+    hashes: bool = True,
 ) -> dict[str, str]:
     """Write the original's files into an empty directory; as of `synthesize`. reads: those of
     `form.source`."""
@@ -99,10 +103,11 @@ def write_original(
                     del piece  # its memory is for what is made while the next one is waited for
 
             metadata = source.manifest.source.metadata.get(file, NO_METADATA)
-            written = write_file(directory / file, specs, read, metadata)
-            for name in written.keys() - assembled.keys():
-                if form.is_copied(name):
-                    reads.copied(source.store.tensors[name], written[name])
+            copied = {name for name in specs if name not in assembled and form.is_copied(name)}
+            hashed = None if hashes else copied
+            written = write_file(directory / file, specs, read, metadata, hashed=hashed)
+            for name in copied:
+                reads.copied(source.store.tensors[name], written[name])
             checks.compare()
             checksums |= written
     checks.compare_all(meter.report)

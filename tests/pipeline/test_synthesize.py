@@ -60,6 +60,10 @@ def test_the_layout_is_the_originals(
         n: t.spec for n, t in original.tensors.items()
     }
     assert sums.keys() == back.tensors.keys()
+    some = synthesize(tmp_path / "packed", tmp_path / "again", hashes=False)
+    assert snapshot(tmp_path / "again") == snapshot(tmp_path / "back")
+    made = set(PackedCheckpoint(tmp_path / "packed").original.assembler.tensors)
+    assert some == {name: sums[name] for name in sums.keys() - made}
     config = (source / "config.json").read_text()
     assert list(json.loads(config).items()) == list(back.config.items())
     for file in original.beside.files:
