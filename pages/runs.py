@@ -120,12 +120,13 @@ def new_run() -> None:
             max_value=64,
             help="Threads that encode; 0: one per core.",
         )
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            tasks, questions = tasks_fields(source)
         with st.container(horizontal=True, vertical_alignment="center"):
             started = st.button(
                 "Start", type="primary", icon=":material/play_arrow:", key="run_start"
             )
             trusted = trust_switch(source, "run_trust")
-            tasks, questions = tasks_fields(source)
     if not started:
         return
     try:

@@ -166,7 +166,7 @@ def norm_ratio_over_depth(analysis: Analysis) -> go.Figure:
             name=str(projection),
             mode="lines+markers",
             line_color=PROJECTION_COLOURS.get(str(projection)),
-            hovertemplate="layer %{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra>%{fullData.name}</extra>",
+            hovertemplate="%{fullData.name}, layer %{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra></extra>",
         )
     layers = analysis.groups["layer"]
     figure.update_xaxes(

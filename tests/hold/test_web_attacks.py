@@ -63,7 +63,8 @@ def ask(studio: Studio, path: str = "/", method: str = "GET", **headers: str) ->
         connection.putheader(name.replace("_", "-"), value)
     connection.endheaders()
     answer = connection.getresponse()
-    found = {name.lower(): value for name, value in answer.getheaders()}
+    in_turn = answer.getheaders()[::-1]  # of several of one name, the first is told
+    found = {name.lower(): value for name, value in in_turn}
     if answer.status == 101:  # a WebSocket that is open
         connection.close()
         return 101, found, ""
