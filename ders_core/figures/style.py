@@ -119,7 +119,7 @@ def widened(low: float, high: float, least: float = LEAST_SPAN) -> tuple[float, 
     return low - more, high + more
 
 
-def power_ticks(low: float, high: float) -> dict[str, object]:
+def power_ticks(low: float, high: float) -> dict[str, list[Any]]:
     """Ticks of a colour bar over log10 values: powers of ten where the range has enough, 1-2-5
     steps where it is narrow, else its ends."""
     decades = range(math.floor(low), math.ceil(high) + 1)

@@ -8,7 +8,7 @@ from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.jobs.job import TAG_ENDS
 from ders_core.ui import kept, session
-from ders_core.ui.form_popover import form_popover
+from ders_core.ui.closed_forms import form_popover
 from ders_core.ui.plain import plain, show_error
 
 _SAVED = "described"

@@ -14,7 +14,7 @@ from ders_core.jobs.results import PackedResult
 from ders_core.pipeline.quality import KL
 from ders_core.repair.settings import DEFAULT_TRAIN, TRAINABLE, RepairSettings
 from ders_core.ui import kept, session
-from ders_core.ui.form_popover import form_popover
+from ders_core.ui.closed_forms import form_popover
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_details import delete_button
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
