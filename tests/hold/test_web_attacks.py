@@ -16,6 +16,9 @@ from support.hostile_workspace import LONG_NAME, NAME, RECIPE, hostile_workspace
 from support.job_waits import wait_for_job
 from support.studio_process import Studio, running_studio
 
+from ders_core.figures.curves import NAME as NAMED
+from ders_core.units import shortened
+
 pytestmark = pytest.mark.timeout(3600)
 
 PAGES = (
@@ -296,7 +299,14 @@ def test_foreign_names_are_shown_as_they_are(
             labels = page.locator(".js-plotly-plot .textpoint")
             expect(labels).to_have_count(2)
             shown = {" ".join(label.split()) for label in labels.all_text_contents()}
-            assert shown == {f"{number} {LONG_NAME}" for number in range(2)}
+            assert shown == {shortened(f"{number} {LONG_NAME}", NAMED) for number in range(2)}
+            dot = page.locator(".js-plotly-plot .scatterlayer .point").first
+            dot.evaluate("one => one.scrollIntoView({block: 'center'})")
+            dot.hover(force=True)  # what hears of the pointer lies above it
+            whole = page.locator(".js-plotly-plot .hoverlayer")  # of the dot under the pointer
+            expect(whole).to_contain_text(LONG_NAME[:40])
+            expect(whole).to_contain_text(LONG_NAME[-40:])
+            is_text_alone(page, "a dot under the pointer")
             assert page.locator(".js-plotly-plot svg a").count() == 0
     assert not foreign(asked)
 
