@@ -302,12 +302,12 @@ def details(job: Job) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             if job.state == "done":
                 st.page_link("pages/export.py", label="Export", icon=":material/download:")
-                if result is not None and not is_address(job.spec["checkpoint"]):
-                    repair_form(job, result)
             elif job.state in ("failed", "cancelled"):
                 resume_button(job, f"again_{job.id}")
-            describe_form(job)
             delete_button(job)
+        if job.state == "done" and result is not None and not is_address(job.spec["checkpoint"]):
+            repair_form(job, result)
+        describe_form(job)
         if result is not None:
             repairs(result)
 

@@ -18,7 +18,7 @@ def form_popover(label: str, *, key: str, icon: str | None = None) -> Any:
 
 
 def form_expander(label: str, *, key: str, icon: str | None = None) -> Any:
-    """As `form_popover`, for a long form at the end of a page: a popover has only the room below
-    its button there, and the page grows with what an expander shows."""
+    """As `form_popover`, for a form that may stand at the end of a page: a popover has only the
+    room below its button there, and the page grows with what an expander shows."""
     expander = st.expander(label, icon=icon, key=key, on_change="rerun")
     return expander if expander.open else None

@@ -82,8 +82,8 @@ def job_panel(job: Job, stop: str = "Cancel") -> DeltaGenerator:
             st.markdown(strong(job.title))
             st.badge(word, color=colour)  # type: ignore[arg-type]
             step = job.step if len(job.steps) > 1 and job.state == "running" else ""
-            if words := " · ".join(filter(None, (plain(step), filed_where(job)))):
-                st.caption(words)
+            if about := " · ".join(filter(None, (plain(step), filed_where(job)))):
+                st.caption(about)
         if job.state in ACTIVE:
             st.progress(job.fraction)
             with st.container(horizontal=True, vertical_alignment="center"):

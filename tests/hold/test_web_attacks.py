@@ -321,9 +321,9 @@ def test_a_repair_is_started_among_foreign_names(
     page.goto(studio.address)
     text_of(page, "Runs")
     before = {job.id for job in studio.store.list(kind="repair")}
-    page.get_by_role("button", name="Repair…").first.click()
+    form = page.get_by_test_id("stExpander").filter(has_text="Repair…").first
+    form.get_by_text("Repair…").click()
     settled(page)
-    form = page.get_by_test_id("stPopoverBody")
     expect(form.get_by_test_id("stMultiSelect")).to_contain_text("scales")  # all of it is there
 
     def start(text: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_repair_is_started_among_foreign_names(
     text = studio.workspace / NAME / f"text {NAME}.txt"
     text.write_text("A text of some words. " * 200)
     start(text)
-    expect(form).to_have_count(0)
+    expect(form.get_by_test_id("stMultiSelect")).to_have_count(0)  # it is closed
     job = wait_for_job(studio, "repair", lambda job: job.state == "failed")
     assert job.id not in before
     assert job.spec["text"] == [str(text)]

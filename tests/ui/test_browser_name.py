@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 from support.studio_pages import on, opened, words
 
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
 from ders_core.ui import browser_name
+from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE
 
 ROOT = Path(__file__).parents[2]
 MINE, OTHER = "0123456789abcdef", "fedcba9876543210"
 
 
 def named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    cookies = {browser_name.BROWSER_COOKIE: name}
-    monkeypatch.setattr(type(browser_name.st.context), "cookies", property(lambda self: cookies))
+    cookies = {BROWSER_COOKIE: name}
+    monkeypatch.setattr(type(st.context), "cookies", property(lambda self: cookies))
 
 
 def test_a_run_is_told_to_be_started_here_or_in_another_browser(
