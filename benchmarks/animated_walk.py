@@ -26,7 +26,7 @@ from support.studio_process import Studio, running_studio
 
 WINDOW = (1280, 800)
 PICTURE = (960, 600)
-SHOWN = 1500
+SHOWN = 1200
 """Milliseconds of each frame; the last one of a page is shown twice as long."""
 
 QUALITY = 70

@@ -129,6 +129,15 @@ def visible(text: str) -> str:
     return "".join(map(_visible, text))
 
 
+def shortened(text: str, most: int) -> str:
+    """The text with its middle left out if it has more than `most` characters: names that begin
+    alike often differ at their end."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+
+
 def _visible(char: str) -> str:
     if char.isprintable():
         return char

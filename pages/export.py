@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -286,6 +287,10 @@ elif by_id:
     for column, card in zip(columns, CARDS, strict=True):
         with column:
             codes.append(show_card(*by_id[chosen], card))
+    free = shutil.disk_usage(session.workspace().path).free
+    st.caption(
+        f"Free on the disk of the workspace, where named directories lie: {bytes_text(free)}."
+    )
     st.markdown("## How to use it")
     show_codes(codes)
     memory = st.container(key="export_memory")

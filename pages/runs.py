@@ -120,12 +120,13 @@ def new_run() -> None:
             max_value=64,
             help="Threads that encode; 0: one per core.",
         )
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            tasks, questions = tasks_fields(source)
         with st.container(horizontal=True, vertical_alignment="center"):
             started = st.button(
                 "Start", type="primary", icon=":material/play_arrow:", key="run_start"
             )
             trusted = trust_switch(source, "run_trust")
-            tasks, questions = tasks_fields(source)
     if not started:
         return
     try:
@@ -301,12 +302,12 @@ def details(job: Job) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             if job.state == "done":
                 st.page_link("pages/export.py", label="Export", icon=":material/download:")
-                if result is not None and not is_address(job.spec["checkpoint"]):
-                    repair_form(job, result)
             elif job.state in ("failed", "cancelled"):
                 resume_button(job, f"again_{job.id}")
-            describe_form(job)
             delete_button(job)
+        if job.state == "done" and result is not None and not is_address(job.spec["checkpoint"]):
+            repair_form(job, result)
+        describe_form(job)
         if result is not None:
             repairs(result)
 

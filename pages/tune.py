@@ -4,10 +4,10 @@ import streamlit as st
 
 from ders_core.ui import frame, kept
 from ders_core.ui.tune.explorer import explorer
-from ders_core.ui.tune.form import MEASURING, about_scores, tune_form, tune_popover, under_way
+from ders_core.ui.tune.form import MEASURING, about_scores, tune_again, tune_form, under_way
 from ders_core.ui.tune.known import known
 from ders_core.ui.tune.measured import measured
-from ders_core.ui.tune.pilots import pilot_popover
+from ders_core.ui.tune.pilots import pilot_form
 from ders_core.ui.tune.reports import reports
 
 frame.need_frame()
@@ -26,7 +26,7 @@ if not scored:
             "keeps what it found. Then a slider shows every size at once."
         )
         tune_form(source, calibrations, source.moe_layers, is_running=is_running)
-    pilot_popover(source)
+    pilot_form(source)
     st.stop()
 labels = list(reversed(scored))
 label = labels[0]
@@ -42,6 +42,5 @@ if len(labels) > 1:
     )
 about_scores(scored[label])
 explorer(source, scored[label], measured(source))
-with st.container(horizontal=True):
-    tune_popover(source, calibrations, is_running=is_running)
-    pilot_popover(source)
+tune_again(source, calibrations, is_running=is_running)
+pilot_form(source)

@@ -13,8 +13,15 @@ from ders_core.units import (
     in_one_line,
     number_text,
     share_text,
+    shortened,
     signed_text,
 )
+
+
+def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
+    assert shortened("ten digits", 10) == "ten digits"
+    assert shortened("eleven sign", 10) == "eleve…sign"
+    assert [len(shortened("x" * 40, most)) for most in (1, 2, 3, 8, 39, 40)] == [1, 2, 3, 8, 39, 40]
 
 
 @pytest.mark.parametrize(

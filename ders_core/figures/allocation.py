@@ -57,8 +57,8 @@ def frontier(
             mode="lines",
             name=name,
             line=line,
-            hovertemplate="%{x:.1f} % of original<br>predicted KL %{y:.3g} nats a token"
-            "<extra>%{fullData.name}</extra>",
+            hovertemplate="%{fullData.name}<br>%{x:.1f} % of original<br>"
+            "predicted KL %{y:.3g} nats a token<extra></extra>",
         )
     for role, rows in measured[measured["kl"] > LEAST_KL].groupby("role", sort=False):
         name, colour, sign = MEASURED[str(role)]

@@ -23,13 +23,17 @@ from ders_core.figures.style import (
 )
 from ders_core.later import np, pd
 from ders_core.pipeline.quality import KL
-from ders_core.units import number_text
+from ders_core.units import number_text, shortened
 
 MARKS = (0.9, 0.95, 0.99)
 MOST_LINES = 32
 """Experts that have a line of their own; more can neither be told apart nor drawn quickly."""
 ROOM_FOR_NAMES = 1.25
 """Width of a plot of runs, over that of its dots: names stand beside them."""
+NAME = 24
+"""Characters of a run's name in the plot; the pointer is told the whole."""
+NAME_WIDTH, NAME_HEIGHT = 0.2, 0.08
+"""Room that a name takes beside its dot, as shares of the width and of the largest KL."""
 MOST_NAMED = 16
 """Experts whose names have room below the plot; of more, a line tells its own to the pointer."""
 
@@ -106,7 +110,7 @@ def _expert_lines(figure: go.Figure, rows: pd.DataFrame, column: str, words: str
             mode="lines",
             line={"width": 1, "color": expert_colour(number), "dash": expert_dash(number)},
             showlegend=len(drawn) <= MOST_NAMED,
-            hovertemplate=f"rank %{{x}}<br>{words}<extra>%{{fullData.name}}</extra>",
+            hovertemplate=f"%{{fullData.name}}, rank %{{x}}<br>{words}<extra></extra>",
         )
     return f", {len(drawn)} of {len(experts)} experts" if len(drawn) < len(experts) else ""
 
@@ -200,6 +204,23 @@ def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figur
     return finish(figure, title)
 
 
+def _sides(runs: pd.DataFrame) -> list[str]:
+    """On which side of its dot each run's name stands: above, it would stand in the interval, and
+    beside, in the line. To the left if another dot is in its way to the right alone.
+
+    runs: columns ratio and kl.
+    """
+    ratios, kls = (runs[name].to_numpy(dtype=np.float64) for name in ("ratio", "kl"))
+    width, height = NAME_WIDTH * ROOM_FOR_NAMES * ratios.max(), NAME_HEIGHT * kls.max()
+    sides = []
+    for ratio, kl in zip(ratios, kls, strict=True):
+        across = (ratios - ratio)[(kls >= kl) & (kls < kl + height)]
+        is_right = bool(((across > 0) & (across < width)).any())
+        is_left = bool(((across < 0) & (across > -width)).any())
+        sides.append("top left" if is_right and not is_left and ratio > width else "top right")
+    return sides
+
+
 def size_quality(runs: pd.DataFrame) -> go.Figure:
     """Finished runs: share of the original's size against KL, with the Pareto line.
 
@@ -223,8 +244,9 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         x=percent(ordered["ratio"]),
         y=ordered["kl"],
         mode="markers+text",
-        text=" " + ordered["name"].map(label_of),
-        textposition="top right",  # above, it would stand in the interval, and beside, in the line
+        text=[f" {label_of(shortened(name, NAME))} " for name in ordered["name"]],
+        hovertext=ordered["name"].map(label_of),
+        textposition=_sides(ordered),
         name="runs",
         marker={"size": 11, "color": "#0072b2"},
         error_y={
@@ -235,7 +257,7 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         customdata=np.stack(
             [ordered["bytes_after"].astype(float) / 1e6, ordered["perplexity"].astype(float)], -1
         ),
-        hovertemplate="%{text}<br>%{x:.1f} % of original (%{customdata[0]:.3g} MB)<br>"
+        hovertemplate="%{hovertext}<br>%{x:.1f} % of original (%{customdata[0]:.3g} MB)<br>"
         "KL %{y:.3g} nats a token<br>perplexity %{customdata[1]:.4g}<extra></extra>",
         cliponaxis=False,
     )

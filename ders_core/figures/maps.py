@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 
@@ -76,7 +76,7 @@ def model_map(
         shown, every = logs(shown), logs(every)
         title, label = "Mean 1 − cos of experts", "1 − cos"
         low, high = widened(float(np.nanmin(every)), float(np.nanmax(every)))
-        bar: dict[str, object] = power_ticks(low, high)
+        bar: dict[str, list[Any]] = power_ticks(low, high)
     else:
         title, label, bar = "‖Δ‖ / ‖W_base‖", "‖Δ‖/‖W‖", {}
         largest = float(np.nanmax(every))
@@ -166,7 +166,7 @@ def norm_ratio_over_depth(analysis: Analysis) -> go.Figure:
             name=str(projection),
             mode="lines+markers",
             line_color=PROJECTION_COLOURS.get(str(projection)),
-            hovertemplate="layer %{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra>%{fullData.name}</extra>",
+            hovertemplate="%{fullData.name}, layer %{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra></extra>",
         )
     layers = analysis.groups["layer"]
     figure.update_xaxes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -32,6 +33,8 @@ MOST_NUMBERED = 24
 """Sets that have room for their numbers; experts that have room for their names."""
 MOST_TOLD = 6
 """Experts of a branch that are named where the pointer is."""
+MOST_TICKS = 3
+"""Distances that are written below the tree, which is narrow beside another map."""
 OF_MAP, OF_TREE = (0.0, 0.82), (0.835, 1.0)
 """Shares of the width."""
 
@@ -169,6 +172,8 @@ def _draw_tree(figure: go.Figure, tree: ExpertTree, low: float, high: float) -> 
         hovertemplate="%{text}<br>mean 1 − cos = %{customdata:.3e}<extra></extra>",
         **common,
     )
+    ticks = power_ticks(low, high)
+    every = math.ceil(len(ticks["ticktext"]) / MOST_TICKS)
     figure.layout.xaxis.domain = OF_MAP
     figure.layout.xaxis2 = {
         "domain": OF_TREE,
@@ -178,7 +183,7 @@ def _draw_tree(figure: go.Figure, tree: ExpertTree, low: float, high: float) -> 
         "showgrid": False,
         "zeroline": False,
         "tickangle": -90,
-        **power_ticks(low, high),
+        **{name: texts[::every] for name, texts in ticks.items()},
     }
 
 

@@ -24,8 +24,9 @@ def errors_over_depth(errors: pd.DataFrame) -> go.Figure:
             mode="lines+markers",
             cliponaxis=False,
             line={"color": expert_colour(number), "dash": expert_dash(number)},
-            hovertemplate="layer %{x}<br>" + WEIGHT_ERROR.short + " = %{y:.3g}"
-            "<extra>%{fullData.name}</extra>",
+            hovertemplate="%{fullData.name}<br>layer %{x}<br>"
+            + WEIGHT_ERROR.short
+            + " = %{y:.3g}<extra></extra>",
         )
     layers = errors["layer"]
     figure.update_xaxes(title_text="layer", range=[layers.min() - 0.5, layers.max() + 0.5])

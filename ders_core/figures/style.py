@@ -31,6 +31,8 @@ MEAN = "#6b7680"
 """Of what is the mean of experts: no expert's hue, and to be seen on light and dark ground."""
 TUNED, UNIFORM = "#009e73", "#cc79a7"
 """Of what is tuned, predicted or measured, and of recipes with one strength for all."""
+TOOL = "#2f8fbd"
+"""Of the tool that is chosen among a plot's buttons, on light and dark ground."""
 KEPT = "rgba(47, 143, 189, 0.28)"
 """Of an area that is kept."""
 PERCENT = {"ticksuffix": " %"}
@@ -58,7 +60,11 @@ def expert_dash(expert: int) -> str:
 
 
 def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
-    """Title, margins, a transparent ground that follows the page's theme."""
+    """Title, margins, a transparent ground that follows the page's theme.
+
+    What a hovered point belongs to is told in its text: plotly's own place for it (`<extra>`) is
+    white in the dark theme too.
+    """
     look: dict[str, Any] = {
         "title": {"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left"},
         "height": height,
@@ -66,6 +72,7 @@ def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "hoverlabel": {"namelength": -1},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": QUIET, "activecolor": TOOL},
         "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
     }
     layout = figure.layout  # its `update` looks through the whole figure, for ten times as long
@@ -95,6 +102,12 @@ def mark(figure: go.Figure, x: float) -> None:
     figure.add_shape(type="line", xref="x", x0=x, x1=x, yref="y domain", y0=0, y1=1, line=line)
 
 
+def without_ticks(figure: go.Figure) -> None:
+    """For axes that have no values yet: plotly would number them from −1 to 6."""
+    figure.update_xaxes(showticklabels=False, range=[0, 1])
+    figure.update_yaxes(showticklabels=False, showgrid=False)
+
+
 def logs(apart: np.ndarray | list[float]) -> np.ndarray:
     """log10 of 1 − cos."""
     return np.log10(np.maximum(apart, FLOOR))
@@ -106,7 +119,7 @@ def widened(low: float, high: float, least: float = LEAST_SPAN) -> tuple[float, 
     return low - more, high + more
 
 
-def power_ticks(low: float, high: float) -> dict[str, object]:
+def power_ticks(low: float, high: float) -> dict[str, list[Any]]:
     """Ticks of a colour bar over log10 values: powers of ten where the range has enough, 1-2-5
     steps where it is narrow, else its ends."""
     decades = range(math.floor(low), math.ceil(high) + 1)

@@ -16,6 +16,7 @@ from ders_core.figures.style import (
     label_of,
     level,
     percent,
+    without_ticks,
 )
 from ders_core.later import pd
 from ders_core.units import number_text
@@ -23,6 +24,9 @@ from ders_core.upcycle.history import Tables
 
 LATEST = 10
 """Steps over which routing is averaged: one batch alone is noise."""
+
+EACH_STEP = 10
+"""Steps below which the axis has a tick for each."""
 
 SMOOTH = 10
 """Steps over which a loss is averaged; each step's loss is a thin line behind."""
@@ -52,8 +56,8 @@ def loss_curves(runs: Mapping[str, Tables], *, height: int = 380) -> go.Figure:
             mode="lines",
             line={"width": 2, "color": colour},
             customdata=steps["loss"],
-            hovertemplate="step %{x}<br>loss %{customdata:.3f}, "
-            f"mean of {SMOOTH} %{{y:.3f}}<extra>%{{fullData.name}}</extra>",
+            hovertemplate="%{fullData.name}, step %{x}<br>loss %{customdata:.3f}, "
+            f"mean of {SMOOTH} %{{y:.3f}}<extra></extra>",
         )
         if len(heldout):
             figure.add_scatter(
@@ -70,8 +74,8 @@ def loss_curves(runs: Mapping[str, Tables], *, height: int = 380) -> go.Figure:
                     "line": {"width": 1.5, "color": ACCENT},
                 },
                 customdata=heldout["heldout_perplexity"],
-                hovertemplate="step %{x}<br>held-out perplexity %{customdata:.4g}"
-                "<br>%{y:.3f} nats a token<extra>%{fullData.name}</extra>",
+                hovertemplate="%{fullData.name}, step %{x}<br>perplexity %{customdata:.4g}"
+                "<br>%{y:.3f} nats a token<extra></extra>",
             )
     figure.update_yaxes(title_text="cross-entropy, nats a token")
     title = "Loss" if len(runs) == 1 else "Loss (diamonds: held-out text)"
@@ -143,6 +147,8 @@ def routing_spread(loads: pd.DataFrame, *, height: int = 380) -> go.Figure:
         title_text="layer", tickformat="d", **({"dtick": 1} if len(rows) <= 12 else {})
     )
     figure.update_yaxes(title_text="share of choices", rangemode="tozero", **PERCENT)
+    if rows.empty:
+        without_ticks(figure)
     return finish(figure, title, height=height)
 
 
@@ -160,5 +166,9 @@ def _line(steps: pd.DataFrame, column: str, words: str) -> go.Figure:
 
 
 def _over_steps(figure: go.Figure, title: str, height: int) -> go.Figure:
-    figure.update_xaxes(title_text="step", rangemode="tozero", tickformat="d")
+    steps = [step for trace in figure.data for step in trace.x]
+    each_step = {"dtick": 1} if max(steps, default=0) < EACH_STEP else {}  # plotly halves steps
+    figure.update_xaxes(title_text="step", rangemode="tozero", tickformat="d", **each_step)
+    if not steps:
+        without_ticks(figure)
     return finish(figure, title, height=height)

@@ -42,7 +42,7 @@ class Job:
 
     done, total and message belong to the current step. device: None until a worker chose it.
     result: JSON values; `Result.of` of the kind's result class reads them. tags, note: what a
-    person wrote about it.
+    person wrote about it. filed_by: a name of the browser that filed it, "" of a command.
     """
 
     id: int
@@ -68,6 +68,7 @@ class Job:
     samples: tuple[Sample, ...]
     tags: tuple[str, ...]
     note: str
+    filed_by: str
 
     @property
     def seconds(self) -> float | None:
@@ -173,6 +174,7 @@ def job_of(row: sqlite3.Row) -> Job:
         samples=tuple((float(when), int(done)) for when, done in json.loads(row["samples"])),
         tags=tuple(filter(None, row["tags"].split(TAG_ENDS))),
         note=row["note"],
+        filed_by=row["filed_by"],
     )
 
 

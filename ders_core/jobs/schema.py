@@ -109,6 +109,7 @@ MIGRATIONS = (
     CREATE INDEX jobs_by_size ON jobs (kind, size, state, title, tags);
     """,
     "ALTER TABLE workers DROP COLUMN devices;",
+    "ALTER TABLE jobs ADD COLUMN filed_by TEXT NOT NULL DEFAULT '';",
 )
 """Migration n brings a file of `user_version` n to n + 1. `ders_core.jobs.which` repeats what its
 indexes hold, word for word, so that they are used. kl and size: of the result, for sorting; NULL

@@ -50,8 +50,11 @@ class JobStore:
         self.path = Path(path).expanduser().resolve()
         prepare(self.path)
 
-    def submit(self, kind: str, spec: dict[str, Any], title: str | None = None) -> Job:
-        """File a job. title: by default the one that the kind makes of the parameters.
+    def submit(
+        self, kind: str, spec: dict[str, Any], title: str | None = None, *, filed_by: str = ""
+    ) -> Job:
+        """File a job. title: by default the one that the kind makes of the parameters. filed_by: as
+        of `Job`.
 
         Raises JobError for an unknown kind or parameters that do not fit it.
         """
@@ -62,9 +65,9 @@ class JobStore:
         steps = tuple(Step(name) for name in job_kind.steps)
         with transaction(self.path) as db:
             row = db.execute(
-                "INSERT INTO jobs (kind, title, spec, steps, created) VALUES (?, ?, ?, ?, ?)"
-                " RETURNING *",
-                (kind, title, json.dumps(full), steps_text(steps), time.time()),
+                "INSERT INTO jobs (kind, title, spec, steps, created, filed_by)"
+                " VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
+                (kind, title, json.dumps(full), steps_text(steps), time.time(), filed_by),
             ).fetchall()[0]
             log_event(db, row["id"], "info", "filed")
         return job_of(row)

@@ -40,6 +40,7 @@ def tasks_fields(source: Checkpoint) -> tuple[str, int]:
         of=source.path,
         min_value=0,
         help="Of each task, at most; 0: all.",
+        width=160,
     )
     return written, questions
 

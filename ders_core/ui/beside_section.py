@@ -28,6 +28,7 @@ def beside_section(plan: Plan, source: Checkpoint, change: Change, fresh: Fresh)
         rows.drop(columns="before_codec"),
         key=key,
         hide_index=True,
+        placeholder="",
         disabled=["what", "before", "after", "share"],
         on_change=_take,
         args=(rows, key, change, fresh),

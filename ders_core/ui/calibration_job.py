@@ -13,7 +13,7 @@ from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.calibrate import CalibrateResult
 from ders_core.pipeline.calibration import Calibration
 from ders_core.ui import kept, session
-from ders_core.ui.form_popover import form_popover
+from ders_core.ui.closed_forms import form_popover
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
 from ders_core.ui.plain import plain, show_error
 from ders_core.ui.text_field import checked_paths

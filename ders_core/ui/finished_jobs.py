@@ -9,7 +9,10 @@ from ders_core.jobs import Job
 from ders_core.jobs.results import PackedResult, packed_result
 from ders_core.ui import session
 from ders_core.ui.job_pages import JobPage
-from ders_core.units import bytes_text, share_text, visible
+from ders_core.units import bytes_text, share_text, shortened, visible
+
+NAME = 60
+"""Characters of a job's name in a list, so that its size can be read beside it."""
 
 Finished = dict[int, tuple[Job, PackedResult]]
 
@@ -27,4 +30,4 @@ def finished_jobs(page: JobPage, chosen: int) -> Finished:
 def job_label(job: Job, result: PackedResult) -> str:
     """A job in a list to choose from: its name and size."""
     size, share = bytes_text(result.bytes_after), share_text(result.ratio)
-    return f"{visible(job.title)} · {size} · {share} of original"
+    return f"{shortened(visible(job.title), NAME)} · {size} · {share} of original"

@@ -31,6 +31,14 @@ def forecast_cells(told: Forecast) -> None:
     if outlook.predicted_kl is not None:
         told_cell(PREDICTED_KL, outlook.predicted_kl, "From a sample of rows and experts.")
         return
+    if outlook.gain is None:
+        st.caption(
+            "Gain and noise: in the table",
+            help="A sample of rows does not tell those of a low rank, nor of a base from a file. "
+            "The table has them for each group with a low rank, from its spectra.",
+            width="content",
+        )
+        return
     how = "From a sample of rows and experts, the mean over the replaced groups."
     told_cell(GAIN, outlook.gain, how)
     told_cell(NOISE, outlook.noise, how)

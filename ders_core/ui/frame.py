@@ -15,6 +15,7 @@ from ders_core.errors import DersError
 from ders_core.files.address import is_remote
 from ders_core.jobs import Which
 from ders_core.ui import reads, session
+from ders_core.ui.browser_name import filed_where
 from ders_core.ui.contrast import readable
 from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, ready_demo
 from ders_core.ui.foretold import foretold
@@ -167,7 +168,9 @@ def _worker() -> None:
         return
     busy = store.newest(Which(states=("running",)))
     if busy is not None:
-        _entry("Worker", plain(busy.title), plain(busy.step))
+        work = ": ".join(filter(None, (busy.kind, busy.step)))
+        detail = " · ".join(filter(None, (plain(work), filed_where(busy))))
+        _entry("Worker", plain(busy.title), detail)
         st.progress(busy.fraction)
         words = (time_left(busy) or busy.message, more)
         st.caption(plain(" · ".join(filter(None, words))))
@@ -211,7 +214,7 @@ def checkpoint_or_box() -> Checkpoint | None:
     expect_demo(session.workspace())
     with st.container(border=True):
         st.markdown("**No checkpoint is open.** Open one, or the demo that comes with the studio.")
-        with st.container(horizontal=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
             st.page_link("pages/checkpoint.py", label="Open a checkpoint", icon=":material/folder:")
             demo = st.button("Try the demo", key="need_demo")
         if demo and open_demo():

@@ -8,7 +8,7 @@ from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.jobs.job import TAG_ENDS
 from ders_core.ui import kept, session
-from ders_core.ui.form_popover import form_popover
+from ders_core.ui.closed_forms import form_expander
 from ders_core.ui.plain import plain, show_error
 
 _SAVED = "described"
@@ -27,12 +27,12 @@ def written(job: Job) -> None:
 
 
 def describe_form(job: Job) -> None:
-    """A popover with the name, tags and note of a job, which closes when they are saved."""
-    popover = f"describe_{job.id}"
+    """A form with the name, tags and note of a job, which closes when they are saved."""
+    key = f"describe_{job.id}"
     if st.session_state.get(_SAVED) == job.id:
         del st.session_state[_SAVED]
-        st.session_state[popover] = False
-    form = form_popover("Name and notes…", key=popover)
+        st.session_state[key] = False
+    form = form_expander("Name and notes…", key=key)
     if form is None:
         return
     with form:

@@ -13,6 +13,7 @@ from ders_core.jobs import Job, Which, ensure_worker
 from ders_core.jobs.job import JobState
 from ders_core.jobs.which import PAGE
 from ders_core.ui import session
+from ders_core.ui.browser_name import browser_name, filed_where
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import duration_text
 
@@ -34,7 +35,7 @@ STATES = {
 
 def submit(kind: str, spec: dict[str, Any], title: str | None = None) -> Job:
     """File a job, and start a worker if none runs. Raises JobError as `JobStore.submit`."""
-    job = session.job_store().submit(kind, spec, title)
+    job = session.job_store().submit(kind, spec, title, filed_by=browser_name())
     ensure_worker(session.workspace())
     return job
 
@@ -80,12 +81,14 @@ def job_panel(job: Job, stop: str = "Cancel") -> DeltaGenerator:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(strong(job.title))
             st.badge(word, color=colour)  # type: ignore[arg-type]
-            if job.step and len(job.steps) > 1 and job.state == "running":
-                st.caption(plain(job.step))
+            step = job.step if len(job.steps) > 1 and job.state == "running" else ""
+            if about := " · ".join(filter(None, (plain(step), filed_where(job)))):
+                st.caption(about)
         if job.state in ACTIVE:
             st.progress(job.fraction)
             with st.container(horizontal=True, vertical_alignment="center"):
-                words = (job.message or "waiting for the worker", time_left(job))
+                begins = "starting" if job.state == "running" else "waiting for the worker"
+                words = (job.message or begins, time_left(job))
                 line = " · ".join(filter(None, (plain(words[0], MESSAGE), words[1])))
                 st.caption(line, width="stretch")  # the button stays at the right of it
                 if st.button(stop, key=f"cancel_{job.id}", type="tertiary"):

@@ -14,7 +14,7 @@ from ders_core.jobs.results import PackedResult
 from ders_core.pipeline.quality import KL
 from ders_core.repair.settings import DEFAULT_TRAIN, TRAINABLE, RepairSettings
 from ders_core.ui import kept, session
-from ders_core.ui.form_popover import form_popover
+from ders_core.ui.closed_forms import form_expander
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_details import delete_button
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
@@ -34,13 +34,13 @@ _STARTED = "repair_started"
 
 
 def repair_form(job: Job, result: PackedResult) -> None:
-    """A popover with the form, which closes when the repair has started. job: the run that made
-    the packed checkpoint. Of the demo, its own texts are filled in."""
-    model, popover = Path(job.spec["checkpoint"]), f"repair_{job.id}"
+    """The form, which closes when the repair has started. job: the run that made the packed
+    checkpoint. Of the demo, its own texts are filled in."""
+    model, key = Path(job.spec["checkpoint"]), f"repair_{job.id}"
     if st.session_state.get(_STARTED) == job.id:
         del st.session_state[_STARTED]
-        st.session_state[popover] = False
-    form = form_popover("Repair…", icon=":material/healing:", key=popover)
+        st.session_state[key] = False
+    form = form_expander("Repair…", icon=":material/healing:", key=key)
     if form is None:
         return
     with form:

@@ -116,6 +116,22 @@ def test_the_pareto_line_leaves_out_what_is_beaten() -> None:
     assert math.isnan(dots.error_y.array[1])
 
 
+def test_names_of_runs_are_short_and_not_in_each_others_way() -> None:
+    long = "a run whose name says more than anybody wants to read in a plot, 2 bits"
+    runs = pd.DataFrame(
+        {
+            "name": ["alone", long, "beside it", "below"],
+            "ratio": [0.31, 0.6, 0.65, 0.64],
+            "kl": [0.5, 0.2, 0.21, 0.01],
+            **{name: [1.0] * 4 for name in ("kl_low", "kl_high", "bytes_after", "perplexity")},
+        }
+    )
+    dots = figures.size_quality(runs).data[1]
+    assert list(dots.text) == [" alone ", " a run whose …lot, 2 bits ", " below ", " beside it "]
+    assert list(dots.hovertext)[1] == long
+    assert list(dots.textposition) == ["top right", "top left", "top right", "top right"]
+
+
 def test_the_report_stands_alone(analysis: Analysis) -> None:
     page = figures.report_html(analysis)
     assert analysis.verdict.sentence in page.replace("&#x27;", "'")

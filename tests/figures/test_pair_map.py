@@ -14,6 +14,7 @@ import torch
 from ders_core import figures
 from ders_core.analysis import Analysis, analyze
 from ders_core.checkpoint import Checkpoint
+from ders_core.figures import pair_map
 from ders_core.figures.style import LEAST_SPAN, expert_colour
 from ders_core.packed.open import open_checkpoint
 
@@ -105,6 +106,17 @@ def test_the_tree_stands_beside_its_rows(of_sets: Analysis) -> None:
     assert list(branches.values()) == [set(experts)]
     assert "experts" in joints.text[-1]  # of a branch of many not all are named
     assert len(figures.similarity_heatmap(of_sets, 0, "gate", kind="deltas").data) == 2
+
+
+def test_no_more_distances_are_written_than_have_room(
+    of_sets: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert figures.similarity_heatmap(of_sets, 0, "gate").layout.xaxis2.ticktext == (
+        ("0.01", "0.1", "1")
+    )
+    monkeypatch.setattr(pair_map, "MOST_TICKS", 2)
+    axis = figures.similarity_heatmap(of_sets, 0, "gate").layout.xaxis2
+    assert (axis.ticktext, axis.tickvals) == (("0.01", "1"), (-2.0, 0.0))
 
 
 def test_colours_can_have_the_range_of_one_layer(analysis: Analysis) -> None:

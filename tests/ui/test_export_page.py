@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -28,6 +29,27 @@ def run(workspace: Workspace, mixtral_dir: Path) -> int:
 def test_a_result_that_was_replaced_by_an_original_is_told(app: AppTest, run: int) -> None:
     on(app.run(), "export")
     assert "not packed any more" in words(app)
+
+
+@pytest.mark.parametrize(("free", "told"), [(1_230_000, "1.23 MB"), (45_600_000_000, "45.6 GB")])
+def test_free_space_is_told_before_anything_is_written(
+    app: AppTest,
+    workspace: Workspace,
+    run: int,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    told: str,
+) -> None:
+    asked: list[Path] = []
+
+    def disk_usage(place: Path) -> SimpleNamespace:
+        asked.append(place)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
+    on(app.run(), "export")
+    assert f"where named directories lie: {told}." in words(app)
+    assert asked == [workspace.path]
 
 
 def test_a_directory_is_taken_as_it_was_typed(

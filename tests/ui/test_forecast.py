@@ -8,7 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from support.gradient_calibrations import with_gradients
 from support.recipe_pages import recipe_of
-from support.studio_pages import on, opened
+from support.studio_pages import on, opened, words
 
 from ders_core.analysis import analyze
 from ders_core.jobs import Workspace
@@ -49,6 +49,19 @@ def test_gain_and_noise_without_a_calibration(app: AppTest, mixtral_dir: Path) -
     app.session_state["presets"] = True  # the row of cards is open
     app.run().button(key="preset_quantized-2bit").click().run()
     assert not {"Gain", "Noise"} & shown(app).keys()  # of another recipe
+
+
+def test_what_a_sample_does_not_tell_is_pointed_to(app: AppTest, mixtral_dir: Path) -> None:
+    """Beside a table with numbers, "unknown" would contradict it."""
+    on(opened(app, mixtral_dir), "recipe")
+    app.session_state["presets"] = True
+    app.run().button(key="preset_lowrank-r16").click().run()
+    app.button(key="predict").click().run()
+    assert not app.exception
+    assert not {"Gain", "Noise"} & shown(app).keys()
+    assert "unknown" not in shown(app).values()
+    assert "Gain and noise: in the table" in words(app)
+    assert "predict" not in [button.key for button in app.button]
 
 
 def test_bytes_are_about_where_they_are_not_exact(app: AppTest, mixtral_dir: Path) -> None:

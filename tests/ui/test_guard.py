@@ -15,6 +15,7 @@ from support.messages import raises_saying
 from support.shell import ders
 
 from ders_core.errors import DersError
+from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE
 from ders_core.ui.guard.middleware import Guard
 from ders_core.ui.guard.origins import Origin, Origins, is_loopback, origin_of
 from ders_core.ui.guard.policy import hash_of, inline_scripts, studio_headers
@@ -177,6 +178,28 @@ async def _never(scope: Any, receive: Any, send: Any) -> None:
 def test_odd_requests_end_at_the_guard(scope: dict[str, Any]) -> None:
     guard = Guard(_never, origins=Origins.of("127.0.0.1"), secret=Secret.new(), headers=())
     assert answers(guard, **scope)[0]["status"] == 403
+
+
+def test_a_browser_is_named_once_and_apart_from_others() -> None:
+    """The name opens nothing: whoever sends it alone stands before the door."""
+    secret = Secret.new()
+    guard = Guard(_never, origins=Origins.of("127.0.0.1"), secret=secret, headers=())
+    host = (b"host", b"localhost:8501")
+
+    def named(*headers: tuple[bytes, bytes]) -> list[str]:
+        query = f"token={secret.token}".encode()
+        answer = answers(guard, headers=[host, *headers], query_string=query)[0]
+        assert answer["status"] == 303
+        cookies = [value.decode() for name, value in answer["headers"] if name == b"set-cookie"]
+        return [cookie for cookie in cookies if cookie.startswith(BROWSER_COOKIE)]
+
+    (first,), (second,) = named(), named()
+    name, *words = first.split("; ")
+    assert name != second.split("; ")[0]
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(words)
+    assert named((b"cookie", name.encode())) == []
+    assert len(named((b"cookie", f"{BROWSER_COOKIE}=<script>".encode()))) == 1
+    assert answers(guard, headers=[host, (b"cookie", name.encode())])[0]["status"] == 403
 
 
 def test_streamlit_run_starts_the_guarded_app(

@@ -51,6 +51,8 @@ def test_two_directories_are_asked_in_the_worker(
 ) -> None:
     on(opened(app, mixtral_dir), "playground")
     assert "Nothing was asked yet" in words(app)
+    assert "No run has finished yet" in words(app)
+    assert len(app.get("page_link")) == 1  # that starts one
     assert app.text_input(key="ask_original").value == str(mixtral_dir)
     asked(app, "The river runs")
     assert "packed checkpoint" in app.error[0].value

@@ -6,6 +6,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, quote, urlencode
 
 from ders_core.ui.guard.asgi import Application, Message, Receive, Scope, Send
+from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE, is_browser_name, new_browser
 from ders_core.ui.guard.origins import Origin, Origins
 from ders_core.ui.guard.policy import COMMON, Headers, as_headers, for_host
 from ders_core.ui.guard.secret import Secret
@@ -69,23 +70,23 @@ class Guard:
         return host, ""
 
     async def _admit(self, request: _Request, host: Origin, send: Send) -> None:
-        """Set the cookie for a right token, and go on to the address without it."""
+        """Set the cookie for a right token, name a browser that has no name, and go on to the
+        address without the token."""
         admitted = self._secret.is_cookie(request.cookie)
         if not admitted and not self._secret.is_token(request.token or ""):
             await _answer(send, 403, HEADERS, token_page(WRONG))
             return
-        words = [f"{request.cookie_name}={self._secret.cookie}", "Path=/", "HttpOnly"]
-        words += [
-            "SameSite=Strict",
-            *(["Secure"] if request.is_secure(host) else []),
-        ]
-        cookie = (b"set-cookie", "; ".join(words).encode())
+        ends = ["SameSite=Strict", *(["Secure"] if request.is_secure(host) else [])]
+        kept = [[f"{request.cookie_name}={self._secret.cookie}", "Path=/", "HttpOnly", *ends]]
+        if not is_browser_name(request.kept(BROWSER_COOKIE)):
+            kept.append([*new_browser(), *ends])
+        cookies = [(b"set-cookie", "; ".join(words).encode()) for words in kept]
         target = request.without_token
         if request.site in FOREIGN:
-            await _answer(send, 200, (*HEADERS, cookie), onward_page(target))
+            await _answer(send, 200, (*HEADERS, *cookies), onward_page(target))
         else:
             place = (b"location", target.encode())
-            await _answer(send, 303, (*HEADERS, cookie, place), b"")
+            await _answer(send, 303, (*HEADERS, *cookies, place), b"")
 
     def _with_headers(self, request: _Request, host: Origin, send: Send) -> Send:
         headers = for_host(self._headers, host.netloc, secure=request.is_secure(host))
@@ -137,9 +138,13 @@ class _Request:
     @property
     def cookie(self) -> str:
         """The studio's cookie, or ""."""
+        return self.kept(self.cookie_name)
+
+    def kept(self, name: str) -> str:
+        """The value of a cookie, or ""."""
         for header in self.values(b"cookie"):
             try:
-                found = SimpleCookie(header).get(self.cookie_name)
+                found = SimpleCookie(header).get(name)
             except CookieError:
                 continue
             if found is not None:

@@ -55,6 +55,10 @@ def choose_pair() -> Pair:
         original = job.spec.get("original") or job.spec["checkpoint"]
         st.caption(plain(f"Its original: {place_label(original)}"))
         return Pair(result.packed, original, job.title)
+    if page.is_all and not jobs:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown("**No run has finished yet.** Start one, or name two directories.")
+            st.page_link("pages/runs.py", label="Start a run", icon=":material/play_arrow:")
     return _directories()
 
 

@@ -14,7 +14,7 @@ from ders_core.tune.constraints import check_selecting
 from ders_core.tune.units import units_of
 from ders_core.ui import kept, session
 from ders_core.ui.calibration_job import DOMAIN
-from ders_core.ui.form_popover import form_popover
+from ders_core.ui.closed_forms import form_expander
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
 from ders_core.ui.plain import plain, show_error
@@ -31,16 +31,16 @@ MEASURING = ("prove", "series", "pilot")
 
 MEASURE = "measure one on the texts"
 _RUNNING = "tune_running"
-_POPOVER = "tune_popover"
+_FORM = "tune_again"
 _STARTED = "tune_started"
 """Whether a tuning has just been filed, so that its form closes."""
 
 
-def tune_popover(source: Checkpoint, calibrations: Sequence[Known], *, is_running: bool) -> None:
-    """The form behind a button. is_running: as of `tune_form`."""
+def tune_again(source: Checkpoint, calibrations: Sequence[Known], *, is_running: bool) -> None:
+    """The form, closed at first. is_running: as of `tune_form`."""
     if st.session_state.pop(_STARTED, False):
-        st.session_state[_POPOVER] = False
-    form = form_popover("Tune with another text", icon=":material/tune:", key=_POPOVER)
+        st.session_state[_FORM] = False
+    form = form_expander("Tune with another text", icon=":material/tune:", key=_FORM)
     if form is not None:
         with form:
             tune_form(source, calibrations, is_running=is_running)

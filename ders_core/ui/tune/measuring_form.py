@@ -12,7 +12,7 @@ from ders_core.errors import DersError
 from ders_core.jobs.kind import TextSpec
 from ders_core.recipe import Recipe
 from ders_core.ui import kept, session
-from ders_core.ui.form_popover import form_popover
+from ders_core.ui.closed_forms import form_popover
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_progress import submit
 from ders_core.ui.plain import show_error

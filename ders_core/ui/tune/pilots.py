@@ -12,7 +12,7 @@ from ders_core.compute.device import available_devices
 from ders_core.demo.result import CALIBRATION
 from ders_core.errors import DersError
 from ders_core.ui import kept
-from ders_core.ui.form_popover import form_popover
+from ders_core.ui.closed_forms import form_expander
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_progress import submit
 from ders_core.ui.plain import show_error
@@ -21,15 +21,17 @@ from ders_core.ui.trust import trust_switch
 from ders_core.ui.tune.fields import NAMED_TEXTS, friendly_toggle, text_lines, token_count
 
 KIND = "pilot"
-_POPOVER = "tune_pilot"
+_FORM = "tune_pilot"
 _STARTED = "tune_pilot_started"
 
 
-def pilot_popover(source: Checkpoint) -> None:
-    """A form behind a button. Of the demo, its own text is filled in."""
+def pilot_form(source: Checkpoint) -> None:
+    """A form, closed at first. Of the demo, its own text is filled in."""
     if st.session_state.pop(_STARTED, False):
-        st.session_state[_POPOVER] = False
-    form = form_popover("Pilot…", icon=":material/flight_takeoff:", key=_POPOVER)
+        st.session_state[_FORM] = False
+    form = form_expander(
+        "Pilot: try some sizes, measure them, decide", icon=":material/flight_takeoff:", key=_FORM
+    )
     if form is None:
         return
     with form:

@@ -1,4 +1,4 @@
-"""Forms behind a button."""
+"""Forms that are closed until a person opens them."""
 
 from __future__ import annotations
 
@@ -15,3 +15,10 @@ def form_popover(label: str, *, key: str, icon: str | None = None) -> Any:
     """
     popover = st.popover(label, icon=icon, key=key, on_change="rerun")
     return popover if popover.open else None
+
+
+def form_expander(label: str, *, key: str, icon: str | None = None) -> Any:
+    """As `form_popover`, for a form that may stand at the end of a page: a popover has only the
+    room below its button there, and the page grows with what an expander shows."""
+    expander = st.expander(label, icon=icon, key=key, on_change="rerun")
+    return expander if expander.open else None
