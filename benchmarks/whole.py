@@ -10,9 +10,10 @@ size.
 
 For each: all bytes of the weight files (tables, steps and headers too), their share of the
 original, KL to the original on held-out text in float32 with the interval of 95 % over windows,
-what was predicted, and top-1 agreement. With `--repair` each is followed by what `ders repair`
-makes of it on the calibration's text, measured on the same held-out text. `--train` names what is
-trained: by default all that is small, but not the gains of rows and columns, which take bytes.
+what was predicted, top-1 agreement, and perplexity. With `--repair` each is followed by what
+`ders repair` makes of it on the calibration's text, measured on the same held-out text. `--train`
+names what is trained: by default all that is small, but not the gains of rows and columns, which
+take bytes.
 
     python benchmarks/whole.py WORK [--models real-lm shipped-demo] [--methods NAME ...]
         [--shares 0.3 0.25 0.2 0.165 0.13 0.1] [--bits 8 6 5 4 3 2] [--knobs 1e-5 ...]
@@ -110,6 +111,7 @@ def facts(compared: WindowKL) -> dict[str, float]:
         "low": low,
         "high": high,
         "top1_agreement": compared.top1_agreement,
+        "perplexity": compared.perplexity,
     }
 
 
@@ -154,7 +156,7 @@ def table(known: KnownModel, options: argparse.Namespace) -> None:
 
 HEADER = (
     f"{'method':30} {'file MB':>8} {'share':>7} {'KL':>9} {'interval of 95 %':>21} "
-    f"{'predicted':>9} {'ratio':>6} {'top-1':>6} {'s':>6}"
+    f"{'predicted':>9} {'ratio':>6} {'top-1':>6} {'perplexity':>10} {'s':>6}"
 )
 
 
@@ -169,7 +171,8 @@ def line(label: str, measured: dict[str, Any]) -> str:
     return (
         f"{label:30} {measured['file_bytes'] / 1e6:8.2f} {measured['share']:7.4f} "
         f"{measured['kl']:9.6f} {measured['low']:10.6f}-{measured['high']:.6f} {predicted:>9} "
-        f"{ratio:>6} {measured['top1_agreement']:6.3f} {measured['seconds']:6.0f}"
+        f"{ratio:>6} {measured['top1_agreement']:6.3f} {measured['perplexity']:10.4g} "
+        f"{measured['seconds']:6.0f}"
     )
 
 

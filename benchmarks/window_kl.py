@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,12 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class WindowKL:
-    """kl: nats a token, of each window. top1_agreement: share of all tokens."""
+    """kl: nats a token, of each window. top1_agreement: share of all tokens. perplexity: of the
+    model that is compared, over all tokens."""
 
     kl: list[float]
     top1_agreement: float
+    perplexity: float
 
     @property
     def mean(self) -> float:
@@ -78,10 +81,11 @@ class Reference:
     def compare_network(self, network: PreTrainedModel) -> WindowKL:
         """The same with a model in memory."""
         totals = list(self._compared(network))
+        tokens = sum(window.tokens for window in totals)
         return WindowKL(
             kl=[window.kl / window.tokens for window in totals],
-            top1_agreement=sum(window.same_top for window in totals)
-            / sum(window.tokens for window in totals),
+            top1_agreement=sum(window.same_top for window in totals) / tokens,
+            perplexity=math.exp(sum(window.loss for window in totals) / tokens),
         )
 
     def _compared(self, network: PreTrainedModel) -> Iterator[Totals]:

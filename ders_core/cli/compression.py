@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -64,16 +64,17 @@ def plan(
 
     chosen = load_recipe(recipe)
     source = open_checkpoint(checkpoint)
-    asked = chosen.budget
+    asked, knob = chosen.budget, dict[str, float]()
     if asked is not None:
-        planned = _settled(chosen, asked, source, settle, hidden=as_json).plan
+        settled = _settled(chosen, asked, source, settle, hidden=as_json)
+        planned, knob = settled.plan, {"knob": settled.knob}
     elif settle is not None:
         raise RecipeError(f"{chosen.name} has no budget that could be settled; leave --settle out")
     else:
         planned = resolve(chosen, source)
         check_files(chosen, source)  # refused here rather than when the run starts
     foretold = None
-    if predict or whole or (asked is not None and not as_json):
+    if predict or whole or asked is not None:
         from ders_core.pipeline.budget import LARGER
         from ders_core.pipeline.forecast import forecast
         from ders_core.pipeline.sampling import SAMPLE
@@ -89,12 +90,12 @@ def plan(
                 sample=sample,
                 with_lossless=predict or not whole,
             )
-    how = "" if whole else ", by a sample"
+    how = "" if whole else ", by a sample (--whole tells the last byte)"
     if foretold is not None and (predict or whole):
-        _print_forecast(planned, foretold, how, as_json)
+        _print_forecast(planned, foretold, how, knob, as_json)
         return
     if as_json:
-        print_json(planned.to_dict())
+        print_json(planned.to_dict() | _of_budget(planned, foretold, knob))
         return
     print_table(
         ["layer", "projection", "codec", "before", "after"],
@@ -166,9 +167,26 @@ def _settled(
     return result
 
 
-def _print_forecast(planned: Plan, foretold: Forecast, how: str, as_json: bool) -> None:
+def _of_budget(
+    planned: Plan, foretold: Forecast | None, knob: Mapping[str, float]
+) -> dict[str, Any]:
+    """What JSON tells of a budget: knob, KL, and bytes as foretold, where the plan has bounds."""
+    if foretold is None:
+        return {}
+    return {
+        **knob,
+        "bytes_after": foretold.bytes_after,
+        "ratio": foretold.bytes_after / planned.bytes_before,
+        "exact": foretold.exact,
+        "predicted_kl": foretold.predicted_kl,
+    }
+
+
+def _print_forecast(
+    planned: Plan, foretold: Forecast, how: str, knob: Mapping[str, float], as_json: bool
+) -> None:
     if as_json:
-        print_json(foretold.to_dict())
+        print_json({**knob, **foretold.to_dict()})
         return
     print_table(
         ["layer", "projection", "codec", "before", "after", "gain", "noise"],

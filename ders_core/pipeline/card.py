@@ -70,8 +70,7 @@ def model_card(
         [
             f"---\n{head}---\n",
             f"# {name or name_of(packed.path)}: DeRS-compressed Mixture-of-Experts\n",
-            "Each expert is `W_base + F(Δ)`; the deltas were replaced by the recipe below "
-            "(DeRS, arXiv 2503.01359).\n",
+            f"{_method(packed)}\n",
             "## Quality\n",
             _quality_text(quality or {}, outlook or {}),
             "## Sizes\n",
@@ -83,6 +82,20 @@ def model_card(
             f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```\n",
         ]
     )
+
+
+def _method(packed: PackedCheckpoint) -> str:
+    """What was done to the experts, in a sentence or two."""
+    decomposed = (
+        "is `W_base + F(Δ)`; the deltas were replaced by the recipe below (DeRS, arXiv 2503.01359)."
+    )
+    alone = "coded by itself, without a base, by the recipe below"
+    without_base = {group.without_base for group in packed.manifest.groups}
+    if without_base == {True}:
+        return f"Each expert's weight was {alone}."
+    if without_base == {True, False}:
+        return f"Each expert {decomposed} In some groups each expert's weight was {alone}."
+    return f"Each expert {decomposed}"
 
 
 def _repaired(repair: Repair) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,10 @@ def test_a_plan_says_where_lossless_takes_less(
     assert "sample" not in whole
     ders("plan", mixtral_dir, "--recipe", file, "--whole", "--predict")
     assert compared == [True, True, False, True]
+    for more in ((), ("--predict",)):
+        found_in = json.loads(ders("plan", mixtral_dir, "--recipe", file, "--json", *more).stdout)
+        assert (found_in["knob"], found_in["bytes_after"]) == (1e-4, 9_000_000)
+        assert (found_in["exact"], found_in["predicted_kl"]) == (False, None)
 
 
 def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:

@@ -133,6 +133,33 @@ def test_the_card(
     assert ("ders synthesize" in body) == (format == "packed")
 
 
+@pytest.mark.parametrize(
+    ("fields", "said", "rows"),
+    [
+        ("base: none", ["Each expert's weight was coded by itself"], []),
+        (
+            "base: mean\nbase_codec: {codec: quantized, bits: 4}\n"
+            "others: [{kinds: [attention], codec: lossless}]",
+            ["Each expert is `W_base + F(Δ)`"],
+            ["| Bases | 4-bit", "| Other tensors coded |"],
+        ),
+    ],
+)
+def test_the_card_tells_what_was_coded(
+    fields: str, said: list[str], rows: list[str], mixtral_dir: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe.from_yaml(
+        f"name: x\nversion: 2\n{fields}\nrules: [{{codec: quantized, bits: 4}}]\n"
+    )
+    compress(mixtral_dir, tmp_path / "packed", recipe)
+    export(tmp_path / "packed", tmp_path / "out", "packed")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for words in (*said, *rows):
+        assert words in card
+    assert ("W_base" in card) == (fields != "base: none")
+    assert ("Other tensors coded" in card) == bool(rows)
+
+
 def test_the_card_names_the_class_that_loads_it() -> None:
     assert auto_class({"model_type": "mixtral"}) == "AutoModelForCausalLM"
     switch = {"model_type": "switch_transformers", "is_encoder_decoder": True}
