@@ -174,7 +174,8 @@ class _Request:
 
 
 def _cookie(words: list[str], request: _Request, host: Origin) -> tuple[bytes, bytes]:
-    """A `Set-Cookie` header that no other site makes a browser send, nor http behind https."""
+    """A `Set-Cookie` header; browsers send the cookie to our own pages alone, behind https by https
+    alone."""
     ends = ["SameSite=Strict", *(["Secure"] if request.is_secure(host) else [])]
     return b"set-cookie", "; ".join([*words, *ends]).encode()
 
