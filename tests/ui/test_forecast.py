@@ -10,7 +10,7 @@ from support.gradient_calibrations import with_gradients
 from support.recipe_pages import groups_editor, recipe_of
 from support.studio_pages import on, opened, words
 
-from ders_core.analysis import analyze
+from ders_core.analysis import Spectra, analyze
 from ders_core.jobs import Workspace
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.forecast import forecast
@@ -68,7 +68,7 @@ def test_what_a_sample_does_not_tell_is_pointed_to(
     app: AppTest,
     mixtral_dir: Path,
     workspace: Workspace,
-    spectra: str | None,
+    spectra: Spectra | None,
     rule: str,
     said: str,
 ) -> None:
