@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -11,6 +10,7 @@ import streamlit as st
 from ders_core.errors import DersError
 from ders_core.files.address import is_address
 from ders_core.files.missing import cleaned
+from ders_core.files.output import free_bytes
 from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.export import ExportResult
 from ders_core.jobs.results import PackedResult, packed_kinds
@@ -19,7 +19,7 @@ from ders_core.pipeline.original_form import DTYPES
 from ders_core.runtime.modes import CACHE_BYTES
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.decision_report import report_button
-from ders_core.ui.finished_jobs import finished_jobs, job_label
+from ders_core.ui.finished_jobs import finished_jobs, job_label, of_other_versions
 from ders_core.ui.hub_push import push_section
 from ders_core.ui.job_pages import job_page
 from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel, submit
@@ -269,7 +269,7 @@ frame.head(
 )
 page = job_page("exported", packed_kinds(), ["done"], ("newest", "oldest", "name", "size"))
 by_id = finished_jobs(page, kept.value("export_run", 0))
-if page.is_all and not by_id:
+if not (page.total or by_id):
     with st.container(border=True):
         st.markdown("**Nothing to export yet.** A finished run can be exported here.")
         st.page_link("pages/runs.py", label="Start a run", icon=":material/play_arrow:")
@@ -287,10 +287,8 @@ elif by_id:
     for column, card in zip(columns, CARDS, strict=True):
         with column:
             codes.append(show_card(*by_id[chosen], card))
-    free = shutil.disk_usage(session.workspace().path).free
-    st.caption(
-        f"Free on the disk of the workspace, where named directories lie: {bytes_text(free)}."
-    )
+    free = free_bytes(session.workspace().exports)
+    st.caption(f"Free space for a directory that you give by name: {bytes_text(free)}.")
     st.markdown("## How to use it")
     show_codes(codes)
     memory = st.container(key="export_memory")
@@ -300,7 +298,7 @@ elif by_id:
     )
     report_button([by_id[chosen][0]], "export_report")
 elif page.jobs:
-    st.info("No run of this page can be exported: other versions wrote them. Turn the page.")
+    st.info(of_other_versions(page, "exported"))
 exports(ended_count(session.job_store().counts("export")))
 push_section()
 if by_id:  # last, since a process is asked

@@ -9,6 +9,7 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.missing import cleaned
 from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.forecast import Forecast
 from ders_core.pipeline.plan import Plan
 from ders_core.pipeline.without_loss import lossless_note
 from ders_core.recipe import Recipe, presets
@@ -23,7 +24,7 @@ from ders_core.ui.preset_cards import preset_cards
 from ders_core.ui.recipe_difference import difference
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_groups import groups_section
-from ders_core.ui.recipe_table import calibration_sentence, cliff_sentence, table
+from ders_core.ui.recipe_table import calibration_sentence, cliff_sentence, has_gains, table
 from ders_core.units import bytes_text, share_text
 
 
@@ -42,10 +43,11 @@ def choose_preset(name: str) -> None:
     change(presets()[name])
 
 
-def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
+def totals(
+    plan: Plan, recipe: Recipe, source: Checkpoint, told: Forecast | None, *, in_table: bool
+) -> None:
     """What the recipe leaves, at the bottom of the window while the table scrolls; remarks on it
-    where they are called for."""
-    told = foretold(source, recipe)
+    where they are called for. in_table: whether the table has gains of what is replaced."""
     if told is None:
         after, bound = plan.bytes_after, "" if plan.exact else ", at most"
     else:
@@ -68,7 +70,7 @@ def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
             width="content",
         )
         if told is not None:
-            forecast_cells(told)
+            forecast_cells(told, in_table=in_table)
         else:
             forecast_button(source, recipe)
         st.page_link("pages/runs.py", label="Run it", icon=":material/play_arrow:")
@@ -225,8 +227,9 @@ except DersError as error:
     show_error(f"This recipe does not fit the open checkpoint: {error}")
     yaml_tab(recipe)
     st.stop()
-totals(planned, recipe, source)
-rows = table(planned, reads.analysis(source), foretold(source, recipe))
+told = foretold(source, recipe)
+rows = table(planned, reads.analysis(source), told)
+totals(planned, recipe, source, told, in_table=has_gains(rows, planned))
 if (danger := cliff_sentence(rows)) is not None:
     st.warning(danger)
 as_table, around, as_yaml, changed = st.tabs(["Table", "Bases and others", "YAML", "Difference"])

@@ -137,7 +137,7 @@ def foretell(codec: Codec) -> None:
         if told is None:
             forecast_button(source, alone)
         else:
-            forecast_cells(told)
+            forecast_cells(told, in_table=False)
             outputs = [entry.rel_error_output for entry in told.entries if entry.base != KEPT]
             if outputs and outputs[0] is not None:
                 told_cell(OUTPUT_ERROR, outputs[0], "From a sample of rows and experts.")

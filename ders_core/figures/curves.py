@@ -23,7 +23,7 @@ from ders_core.figures.style import (
 )
 from ders_core.later import np, pd
 from ders_core.pipeline.quality import KL
-from ders_core.units import number_text, shortened
+from ders_core.units import number_text, shortened, visible
 
 MARKS = (0.9, 0.95, 0.99)
 MOST_LINES = 32
@@ -206,18 +206,19 @@ def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figur
 
 def _sides(runs: pd.DataFrame) -> list[str]:
     """On which side of its dot each run's name stands: above, it would stand in the interval, and
-    beside, in the line. To the left if another dot is in its way to the right alone.
+    beside, in the line. To the left if there is room, and another run's name to the right.
 
-    runs: columns ratio and kl.
+    runs: columns ratio and kl, sorted by ratio and then kl.
     """
     ratios, kls = (runs[name].to_numpy(dtype=np.float64) for name in ("ratio", "kl"))
     width, height = NAME_WIDTH * ROOM_FOR_NAMES * ratios.max(), NAME_HEIGHT * kls.max()
     sides = []
-    for ratio, kl in zip(ratios, kls, strict=True):
-        across = (ratios - ratio)[(kls >= kl) & (kls < kl + height)]
-        is_right = bool(((across > 0) & (across < width)).any())
-        is_left = bool(((across < 0) & (across > -width)).any())
-        sides.append("top left" if is_right and not is_left and ratio > width else "top right")
+    for place, (ratio, kl) in enumerate(zip(ratios, kls, strict=True)):
+        is_beside = np.abs(kls - kl) <= height
+        before = ratio - ratios[:place][is_beside[:place]]
+        after = ratios[place + 1 :][is_beside[place + 1 :]] - ratio
+        has_room = ratio > width and not (before < 2 * width).any()  # theirs stand to the right
+        sides.append("top left" if has_room and (after < width).any() else "top right")
     return sides
 
 
@@ -244,7 +245,7 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         x=percent(ordered["ratio"]),
         y=ordered["kl"],
         mode="markers+text",
-        text=[f" {label_of(shortened(name, NAME))} " for name in ordered["name"]],
+        text=[f" {label_of(shortened(visible(name), NAME))} " for name in ordered["name"]],
         hovertext=ordered["name"].map(label_of),
         textposition=_sides(ordered),
         name="runs",

@@ -249,13 +249,18 @@ def _unfinished(partial: Path) -> OutputError:
 
 def check_room(directory: Path, needs: int) -> None:
     """Raise OutputError if the disk of a directory, which need not exist, has fewer free bytes."""
-    there = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(directory)
     if needs > free:
         raise OutputError(
             f"{directory}: the output needs {bytes_text(needs)}, but only {bytes_text(free)} are "
             "free on that disk; free space or choose another place"
         )
+
+
+def free_bytes(directory: Path) -> int:
+    """Free bytes on the disk of a directory, which need not exist. Raises OSError."""
+    there = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def bytes_below(directory: Path) -> int:

@@ -42,7 +42,8 @@ class Job:
 
     done, total and message belong to the current step. device: None until a worker chose it.
     result: JSON values; `Result.of` of the kind's result class reads them. tags, note: what a
-    person wrote about it. filed_by: a name of the browser that filed it, "" of a command.
+    person wrote about it. filed_by: the name of the browser that filed it or last
+    queued it again; "" of a command, and of a browser without a name.
     """
 
     id: int

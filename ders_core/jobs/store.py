@@ -180,8 +180,9 @@ class JobStore:
                 log_event(db, job_id, "info", "cancelled")
             return job_of(_row(db, job_id))
 
-    def resume(self, job_id: int) -> Job:
-        """Queue a failed or cancelled job again; it continues after its finished work.
+    def resume(self, job_id: int, *, filed_by: str = "") -> Job:
+        """Queue a failed or cancelled job again; it continues after its finished work. filed_by: as
+        of `Job`.
 
         Raises JobError for a job in another state.
         """
@@ -194,8 +195,9 @@ class JobStore:
             db.execute(
                 "UPDATE jobs SET state = 'queued', error = NULL, finished = NULL, started = NULL,"
                 " done = 0, total = 0, message = '', step = '', samples = '[]', worker = NULL,"
-                " cancel_requested = 0, losses = 0, deaths = '[]', steps = ? WHERE id = ?",
-                (steps_text(rewound(steps_of(row["steps"]))), job_id),
+                " cancel_requested = 0, losses = 0, deaths = '[]', steps = ?, filed_by = ?"
+                " WHERE id = ?",
+                (steps_text(rewound(steps_of(row["steps"]))), filed_by, job_id),
             )
             log_event(db, job_id, "info", "queued again")
             return job_of(_row(db, job_id))

@@ -15,8 +15,9 @@ def browser_name() -> str:
 
 
 def filed_where(job: Job) -> str:
-    """Who filed a job, in words; "" of one that no browser filed, or if this one has no name."""
+    """That a job was filed elsewhere, in words; "" of one that this browser filed, or none, and if
+    this one has no name. Cookies belong to a host's name: at another one a browser is another."""
     name = browser_name()
-    if not name or not job.filed_by:
+    if not name or job.filed_by in ("", name):
         return ""
-    return "started here" if job.filed_by == name else "started in another browser"
+    return "started in another browser, or at another address"

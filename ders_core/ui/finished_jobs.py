@@ -27,6 +27,13 @@ def finished_jobs(page: JobPage, chosen: int) -> Finished:
     return {job.id: (job, result) for job in jobs if (result := packed_result(job))}
 
 
+def of_other_versions(page: JobPage, done: str) -> str:
+    """What to say where none of the jobs on a page can be chosen. done: what would be done with
+    one, such as "exported"."""
+    which, now = ("", "Start a new one.") if page.is_all else (" of this page", "Turn the page.")
+    return f"No run{which} can be {done}: other versions wrote them. {now}"
+
+
 def job_label(job: Job, result: PackedResult) -> str:
     """A job in a list to choose from: its name and size."""
     size, share = bytes_text(result.bytes_after), share_text(result.ratio)

@@ -25,19 +25,27 @@ def _version(source: Checkpoint, recipe: Recipe) -> tuple[str, str]:
     return source.store.version, recipe.to_yaml()
 
 
-def forecast_cells(told: Forecast) -> None:
-    """Predicted KL; where the calibration has no gradients, or there is none, gain and noise."""
+def forecast_cells(told: Forecast, *, in_table: bool) -> None:
+    """Predicted KL; where the calibration has no gradients, or there is none, gain and noise; where
+    a sample does not tell these, whether a table of the page does (in_table)."""
     outlook = told.outlook
     if outlook.predicted_kl is not None:
         told_cell(PREDICTED_KL, outlook.predicted_kl, "From a sample of rows and experts.")
         return
     if outlook.gain is None:
-        st.caption(
-            "Gain and noise: in the table",
-            help="A sample of rows does not tell those of a low rank, nor of a base from a file. "
-            "The table has them for each group with a low rank, from its spectra.",
-            width="content",
-        )
+        if in_table:
+            where = "in the table"
+            how = "The table has them for each group of which they are known."
+        elif any(entry.gain is None for entry in told.entries):
+            where = "not known from a sample"
+            how = (
+                "An analysis estimates them, those of a low rank from its spectra as far as they "
+                "go. Where bits choose the rank, a run measures them."
+            )
+        else:  # nothing is replaced
+            return
+        why = "A sample of rows does not tell those of a low rank, nor of a base from a file."
+        st.caption(f"Gain and noise: {where}", help=f"{why} {how}", width="content")
         return
     how = "From a sample of rows and experts, the mean over the replaced groups."
     told_cell(GAIN, outlook.gain, how)

@@ -105,7 +105,7 @@ def resume_button(job: Job, key: str) -> None:
     """A button that queues a failed or cancelled job again."""
     if st.button("Resume", key=key, help="Continues from what is finished."):
         try:
-            session.job_store().resume(job.id)
+            session.job_store().resume(job.id, filed_by=browser_name())
             ensure_worker(session.workspace())
         except DersError as error:
             show_error(error)

@@ -151,6 +151,12 @@ def table(plan: Plan, analysis: Analysis | None, told: Forecast | None = None) -
     return pd.DataFrame(rows)
 
 
+def has_gains(rows: pd.DataFrame, plan: Plan) -> bool:
+    """Whether the gain of any group that is replaced stands in the table. rows: of `table`."""
+    replaced = [entry.packed for entry in plan.entries]
+    return bool(rows.loc[replaced, GAIN.key].notna().any())
+
+
 def cliff_sentence(rows: pd.DataFrame) -> str | None:
     """A warning where a little less would cost much; None elsewhere. rows: of `table`."""
     low = int((rows[GAIN.key].astype(float) < LOW_GAIN).sum())

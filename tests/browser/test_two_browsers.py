@@ -1,4 +1,4 @@
-"""Two browsers before one studio: each is told which jobs it started itself."""
+"""Two browsers before one studio: each is told which jobs it did not start itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(3600)]
 
-HERE, ELSEWHERE = "started here", "started in another browser"
+ELSEWHERE = "started in another browser, or at another address"
 
 
 def name_of(context: BrowserContext) -> str:
@@ -34,11 +34,26 @@ def test_each_browser_knows_its_own_jobs(
     with transaction(studio.store.path) as db:
         db.execute("UPDATE jobs SET filed_by = ? WHERE id = ?", (name_of(one), number))
     counts = []
-    for context, own in ((one, 1), (other, 0)):
-        page = context.new_page()
+    for context in (one, other):
+        page, name = context.new_page(), name_of(context)
         for address in (studio.address, studio.door):  # which names no browser anew
             drawn(page, address)
             drawn(page, f"{studio.address}/export")
-            expect(page.get_by_text(HERE)).to_have_count(own)  # other tests have exports too
-        counts.append(page.get_by_text(ELSEWHERE).count())
+            assert name_of(context) == name
+        counts.append(page.get_by_text(ELSEWHERE).count())  # other tests have exports too
     assert counts[1] == counts[0] + 1
+
+
+def test_a_link_of_another_site_leaves_a_browser_its_name(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    context = visit(color_scheme="light")
+    name, page = name_of(context), context.new_page()
+    link = f"data:text/html,<a href='{studio.door}'>Studio</a>"  # of no site
+    for known in (True, False):
+        if not known:
+            context.clear_cookies(name=BROWSER_COOKIE)
+        page.goto(link)
+        page.get_by_role("link").click()
+        expect(page.get_by_test_id("stSidebar").get_by_text("Worker")).to_be_attached()
+        assert (name_of(context) == name) == known

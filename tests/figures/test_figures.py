@@ -129,7 +129,32 @@ def test_names_of_runs_are_short_and_not_in_each_others_way() -> None:
     dots = figures.size_quality(runs).data[1]
     assert list(dots.text) == [" alone ", " a run whose …lot, 2 bits ", " below ", " beside it "]
     assert list(dots.hovertext)[1] == long
+    runs["name"] = "\u202e" * 20
+    text = figures.size_quality(runs).data[1].text[0].strip()
+    assert (len(text), text[:6], text[-6:]) == (curves.NAME, r"\u202e", r"\u202e"[-6:])
     assert list(dots.textposition) == ["top right", "top left", "top right", "top right"]
+
+
+@pytest.mark.parametrize(
+    ("dots", "left"),
+    [
+        ([(0.6, 0.5), (0.65, 0.5)], [0]),
+        ([(0.6, 0.0), (0.65, 0.0), (1.0, 0.0)], [0]),  # a band of no height
+        ([(0.5, 0.5), (0.55, 0.5), (0.6, 0.5)], [0]),  # neighbours on both sides
+        ([(0.3, 0.5), (0.6, 0.5), (0.65, 0.5)], []),  # a name to the left would meet the first's
+        ([(0.3, 0.5), (0.9, 0.5), (0.95, 0.5)], [1]),
+        ([(0.6, 0.50), (0.65, 0.49)], [0]),  # its name stands as high, though its dot does not
+        ([(0.6, 0.5), (0.65, 0.3)], []),
+        ([(0.6, 0.50), (0.6, 0.51)], [0]),
+        ([(0.1, 0.5), (0.15, 0.5), (0.9, 0.5)], []),  # to the left of it is the axis
+    ],
+)
+def test_on_which_side_names_stand(dots: list[tuple[float, float]], left: list[int]) -> None:
+    runs = pd.DataFrame(dots, columns=["ratio", "kl"]).assign(name="a run", bytes_after=1.0)
+    runs = runs.assign(kl_low=runs["kl"], kl_high=runs["kl"], perplexity=1.0)
+    sides = figures.size_quality(runs).data[1].textposition
+    assert [place for place, side in enumerate(sides) if side == "top left"] == left
+    assert set(sides) <= {"top left", "top right"}
 
 
 def test_the_report_stands_alone(analysis: Analysis) -> None:

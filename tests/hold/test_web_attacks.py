@@ -17,6 +17,7 @@ from support.job_waits import wait_for_job
 from support.studio_process import Studio, running_studio
 
 from ders_core.figures.curves import NAME as NAMED
+from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE
 from ders_core.units import shortened
 
 pytestmark = pytest.mark.timeout(3600)
@@ -52,7 +53,7 @@ def studio(
         yield studio
 
 
-Answer = tuple[int, dict[str, str], str]
+Answer = tuple[int, http.client.HTTPMessage, str]
 
 
 def ask(studio: Studio, path: str = "/", method: str = "GET", **headers: str) -> Answer:
@@ -66,14 +67,16 @@ def ask(studio: Studio, path: str = "/", method: str = "GET", **headers: str) ->
         connection.putheader(name.replace("_", "-"), value)
     connection.endheaders()
     answer = connection.getresponse()
-    in_turn = answer.getheaders()[::-1]  # of several of one name, the first is told
-    found = {name.lower(): value for name, value in in_turn}
-    if answer.status == 101:  # a WebSocket that is open
-        connection.close()
-        return 101, found, ""
-    text = answer.read().decode(errors="replace")
+    text = ""
+    if answer.status != 101:  # a WebSocket that is open
+        text = answer.read().decode(errors="replace")
     connection.close()
-    return answer.status, found, text
+    return answer.status, answer.headers, text
+
+
+def set_cookies(headers: http.client.HTTPMessage) -> list[list[str]]:
+    """The words of each cookie that an answer sets."""
+    return [value.split("; ") for value in headers.get_all("set-cookie", [])]
 
 
 def shake_hands(studio: Studio, **headers: str) -> int:
@@ -93,7 +96,7 @@ def cookie(studio: Studio) -> str:
     """What a browser sends after the token was shown."""
     status, headers, _ = ask(studio, f"/?token={studio.token}")
     assert status == 303
-    return headers["set-cookie"].partition(";")[0]
+    return set_cookies(headers)[0][0]
 
 
 @pytest.fixture
@@ -128,14 +131,15 @@ def test_the_token_becomes_a_cookie_and_leaves_the_address(
 ) -> None:
     status, headers, _ = ask(studio, f"/runs?a=b%26c&token={studio.token}")
     assert (status, headers["location"]) == (303, "./runs?a=b%26c")
-    words = headers["set-cookie"].split("; ")
-    assert words[0] == cookie
-    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(words[1:])
+    opens, names = set_cookies(headers)
+    assert opens == [cookie, "Path=/", "HttpOnly", "SameSite=Strict"]
+    assert names[0].partition("=")[0] == BROWSER_COOKIE
+    assert set(names[1:]) - {"Max-Age=31536000"} == set(opens[1:])
     assert str(port) in cookie.partition("=")[0]
-    assert studio.token not in headers["set-cookie"]
+    assert studio.token not in str(headers)
     assert ask(studio, f"//evil.test/?token={studio.token}")[1]["location"] == "./"
     _, headers, text = ask(studio, f"/?token={studio.token}", Sec_Fetch_Site="cross-site")
-    assert headers["set-cookie"].startswith(cookie)
+    assert set_cookies(headers) == [opens]
     assert 'url=./"' in text
     assert studio.token not in text
 
@@ -170,7 +174,9 @@ def test_other_hosts_are_refused(studio: Studio, cookie: str, port: int) -> None
     for host in (f"localhost:{port}", f"LOCALHOST:{port}", f"[::1]:{port}", "studio.example.org"):
         assert ask(studio, Host=host, Cookie=cookie)[0] == 200, host
     headers = ask(studio, f"/?token={studio.token}", Host="studio.example.org")[1]
-    assert "Secure" in headers["set-cookie"].split("; ")
+    cookies = set_cookies(headers)
+    assert len(cookies) == 2
+    assert all({"HttpOnly", "SameSite=Strict", "Secure"} <= set(words) for words in cookies)
 
 
 def test_other_origins_are_refused(studio: Studio, cookie: str, port: int) -> None:

@@ -15,6 +15,7 @@ from ders_core.ui import browser_name
 from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE
 
 ROOT = Path(__file__).parents[2]
+ELSEWHERE = "started in another browser, or at another address"
 MINE, OTHER = "0123456789abcdef", "fedcba9876543210"
 
 
@@ -23,7 +24,7 @@ def named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(type(st.context), "cookies", property(lambda self: cookies))
 
 
-def test_a_run_is_told_to_be_started_here_or_in_another_browser(
+def test_a_run_is_told_to_be_started_elsewhere_and_not_to_be_started_here(
     app: AppTest, workspace: Workspace, mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named(monkeypatch, MINE)
@@ -35,17 +36,14 @@ def test_a_run_is_told_to_be_started_here_or_in_another_browser(
     claims = Claims(workspace.store_path, "worker")
     claims.announce(1)
     claims.claim()
-    for name, told, not_told in (
-        (MINE, "started here", "started in another browser"),
-        (OTHER, "started in another browser", "started here"),
-    ):
+    for name in (MINE, OTHER):
         named(monkeypatch, name)
         app.run()
         visitor = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
         sidebar = "\n".join(str(element.value) for element in visitor.sidebar.markdown)
-        assert told in words(app)
-        assert f"run · {told}" in sidebar
-        assert not_told not in words(app) + sidebar
+        assert (ELSEWHERE in words(app)) == (name == OTHER)
+        assert (f"run · {ELSEWHERE}" in sidebar) == (name == OTHER)
+        assert "started here" not in words(app) + sidebar
     assert "starting" in words(app)  # it was claimed, and has told nothing yet
     assert "waiting for the worker" not in words(app)
 
@@ -59,8 +57,23 @@ def test_of_a_command_or_a_browser_without_cookies_nothing_is_told(
     assert store.get(by_command.id).filed_by == ""
     named(monkeypatch, MINE)
     assert browser_name.filed_where(by_command) == ""
-    assert browser_name.filed_where(by_browser) == "started in another browser"
+    assert browser_name.filed_where(by_browser) == ELSEWHERE
     for unusable in ("", "no name of ours", f"{OTHER}0"):
         named(monkeypatch, unusable)
         assert browser_name.browser_name() == ""
         assert browser_name.filed_where(by_browser) == ""
+
+
+def test_who_resumes_a_job_is_who_started_it(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(workspace.store_path)
+    spec = {"checkpoint": str(mixtral_dir), "recipe": "name: x"}
+    job = store.submit("run", spec, filed_by=OTHER)
+    store.cancel(job.id)
+    named(monkeypatch, MINE)
+    on(app.run(), "runs")
+    next(button for button in app.button if button.label == "Resume").click().run()
+    assert not app.error
+    assert (store.get(job.id).state, store.get(job.id).filed_by) == ("queued", MINE)
+    assert store.resume(store.cancel(job.id).id).filed_by == ""  # by a command

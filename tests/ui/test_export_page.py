@@ -7,11 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from support.ended_jobs import add_ended
 from support.stored_results import PARAMETERS, RESULTS
 from support.studio_pages import on, words
 
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
+from ders_core.jobs.schema import transaction
+from ders_core.jobs.which import PAGE
 from ders_core.pipeline.card import CARD
 from ders_core.ui.reads import MOST_CARD
 
@@ -48,8 +51,25 @@ def test_free_space_is_told_before_anything_is_written(
 
     monkeypatch.setattr("shutil.disk_usage", disk_usage)
     on(app.run(), "export")
-    assert f"where named directories lie: {told}." in words(app)
+    assert f"Free space for a directory that you give by name: {told}." in words(app)
     assert asked == [workspace.path]
+    workspace.exports.mkdir()  # or a link to a larger disk
+    app.run()
+    assert asked[-1] == workspace.exports
+
+
+def test_runs_of_other_versions_are_not_taken_for_none(app: AppTest, workspace: Workspace) -> None:
+    store = JobStore(workspace.store_path)
+    on(app.run(), "export")
+    assert "Nothing to export yet" in words(app)
+    for count, where, now in ((1, "", "Start a new one"), (PAGE, " of this page", "Turn the page")):
+        for _ in range(count):
+            add_ended(store, "run")
+        with transaction(store.path) as db:
+            db.execute("UPDATE jobs SET result = '{}'")
+        on(app, "export")
+        assert "Nothing to export yet" not in words(app)
+        assert f"No run{where} can be exported: other versions wrote them. {now}." in words(app)
 
 
 def test_a_directory_is_taken_as_it_was_typed(

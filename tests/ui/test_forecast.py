@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 from support.gradient_calibrations import with_gradients
-from support.recipe_pages import recipe_of
+from support.recipe_pages import groups_editor, recipe_of
 from support.studio_pages import on, opened, words
 
-from ders_core.analysis import analyze
+from ders_core.analysis import Spectra, analyze
 from ders_core.jobs import Workspace
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.forecast import forecast
@@ -51,17 +51,70 @@ def test_gain_and_noise_without_a_calibration(app: AppTest, mixtral_dir: Path) -
     assert not {"Gain", "Noise"} & shown(app).keys()  # of another recipe
 
 
-def test_what_a_sample_does_not_tell_is_pointed_to(app: AppTest, mixtral_dir: Path) -> None:
-    """Beside a table with numbers, "unknown" would contradict it."""
-    on(opened(app, mixtral_dir), "recipe")
-    app.session_state["presets"] = True
-    app.run().button(key="preset_lowrank-r16").click().run()
-    app.button(key="predict").click().run()
-    assert not app.exception
+IN_TABLE, NOT_KNOWN = "Gain and noise: in the table", "Gain and noise: not known from a sample"
+
+
+@pytest.mark.parametrize(
+    ("spectra", "rule", "said"),
+    [
+        ("exact", "rank: 16", IN_TABLE),
+        ("none", "rank: 16", NOT_KNOWN),
+        (None, "rank: 16", NOT_KNOWN),
+        ("exact", "bits: 2", NOT_KNOWN),
+        ("exact", "bits: 2, layers: '0'", NOT_KNOWN),  # the layer that is kept has a gain
+    ],
+)
+def test_what_a_sample_does_not_tell_is_pointed_to(
+    app: AppTest,
+    mixtral_dir: Path,
+    workspace: Workspace,
+    spectra: Spectra | None,
+    rule: str,
+    said: str,
+) -> None:
+    """Beside a table with numbers, "unknown" would contradict it; an empty one has none to show."""
+    source = open_checkpoint(mixtral_dir)
+    if spectra is not None:
+        analyze(source, spectra=spectra).save(workspace.analysis_dir(source.identity))
+    predicted(app, mixtral_dir, f"{{codec: lowrank, {rule}}}")
     assert not {"Gain", "Noise"} & shown(app).keys()
     assert "unknown" not in shown(app).values()
-    assert "Gain and noise: in the table" in words(app)
+    assert [words(app).count(words_of) for words_of in (IN_TABLE, NOT_KNOWN)] == [
+        int(said == IN_TABLE),
+        int(said == NOT_KNOWN),
+    ]
+    gains = groups_editor(app).value["gain"]
+    assert gains.notna().any() == (said == IN_TABLE or "layers" in rule)
     assert "predict" not in [button.key for button in app.button]
+
+
+def test_of_a_recipe_that_replaces_nothing_no_gain_is_told(app: AppTest, mixtral_dir: Path) -> None:
+    predicted(app, mixtral_dir, "{codec: keep}")
+    assert "Gain and noise" not in words(app)
+
+
+def test_spectra_point_to_no_table(app: AppTest, mixtral_dir: Path, workspace: Workspace) -> None:
+    source = open_checkpoint(mixtral_dir)
+    analyze(source).save(workspace.analysis_dir(source.identity))
+    predicted(app, mixtral_dir, "{codec: quantized, bits: 2}", "{codec: lowrank, rank: 8}")
+    assert IN_TABLE in words(app)  # expected from the analysis
+    on(app, "spectra")
+    app.segmented_control(key="spec_codec").set_value("quantized").run()
+    app.button(key="predict").click().run()
+    assert not app.exception
+    assert IN_TABLE not in words(app)
+    assert NOT_KNOWN in words(app)
+
+
+def predicted(app: AppTest, path: Path, rule: str, base_codec: str = "[]") -> None:
+    """The recipe with one rule, and what a sample tells of it."""
+    on(opened(app, path), "recipe")
+    text = next(area for area in app.text_area if area.label == "YAML")
+    text.set_value(f"name: x\nrules: [{rule}]\nbase_codec: {base_codec}\n")
+    app.button(key="yaml_apply").click().run()
+    assert not app.error
+    app.button(key="predict").click().run()
+    assert not app.exception
 
 
 def test_bytes_are_about_where_they_are_not_exact(app: AppTest, mixtral_dir: Path) -> None:

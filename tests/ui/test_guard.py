@@ -196,10 +196,49 @@ def test_a_browser_is_named_once_and_apart_from_others() -> None:
     (first,), (second,) = named(), named()
     name, *words = first.split("; ")
     assert name != second.split("; ")[0]
-    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(words)
-    assert named((b"cookie", name.encode())) == []
+    assert set(words) == {"Path=/", "Max-Age=31536000", "HttpOnly", "SameSite=Strict"}
+    assert named((b"cookie", name.encode())) == [first]  # for a year from now
     assert len(named((b"cookie", f"{BROWSER_COOKIE}=<script>".encode()))) == 1
     assert answers(guard, headers=[host, (b"cookie", name.encode())])[0]["status"] == 403
+
+
+def test_from_another_site_a_name_that_was_not_sent_stays() -> None:
+    """Browsers send no `Strict` cookie then; the page that leads on to the studio is our own."""
+    secret = Secret.new()
+    guard = Guard(_never, origins=Origins.of("127.0.0.1"), secret=secret, headers=())
+    headers = [(b"host", b"localhost:8501"), (b"sec-fetch-site", b"cross-site")]
+    answer = answers(guard, headers=headers, query_string=f"token={secret.token}".encode())[0]
+    cookies = [value.decode() for name, value in answer["headers"] if name == b"set-cookie"]
+    assert [cookie.partition("=")[0] for cookie in cookies] == ["ders-studio-8501"]
+
+
+def test_a_browser_that_was_admitted_before_is_named_as_it_opens_a_page() -> None:
+    async def studio(scope: Any, receive: Any, send: Any) -> None:
+        own = [(b"set-cookie", b"_streamlit_xsrf=1")]
+        await send({"type": "http.response.start", "status": 200, "headers": own})
+
+    secret = Secret.new()
+    origins = Origins.of("127.0.0.1", further=[origin_of("studio.example.org")])
+    guard = Guard(studio, origins=origins, secret=secret, headers=())
+
+    def named(cookies: str, host: str, **fetched: bytes) -> list[str]:
+        sent = f"ders-studio-8501={secret.cookie}; {cookies}"
+        headers = [(b"host", host.encode()), (b"cookie", sent.encode())]
+        headers += [(f"sec-fetch-{key}".encode(), value) for key, value in fetched.items()]
+        answer = answers(guard, headers=headers)[0]
+        assert answer["status"] == 200
+        own, *names = [value.decode() for name, value in answer["headers"] if name == b"set-cookie"]
+        assert own == "_streamlit_xsrf=1"
+        return names
+
+    (first,) = named("", "localhost:8501", mode=b"navigate")
+    name, *words = first.split("; ")
+    assert name.startswith(BROWSER_COOKIE)
+    assert set(words) == {"Path=/", "Max-Age=31536000", "HttpOnly", "SameSite=Strict"}
+    (behind_https,) = named(f"{BROWSER_COOKIE}=x", "studio.example.org", mode=b"navigate")
+    assert "Secure" in behind_https.split("; ")
+    assert named(name, "localhost:8501", mode=b"navigate") == []
+    assert named("", "localhost:8501", mode=b"cors", site=b"same-origin") == []
 
 
 def test_streamlit_run_starts_the_guarded_app(

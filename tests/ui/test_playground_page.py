@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from support.ended_jobs import add_ended
 from support.stored_results import REPLIES, RUN
 from support.studio_pages import on, opened, words
 
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
 from ders_core.jobs.kinds.ask import Ask, AskResult
+from ders_core.jobs.schema import transaction
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import presets
 from ders_core.ui.plain import answer_first
+from ders_core.ui.playground.pair import DIRECTORIES
 
 
 @pytest.fixture
@@ -52,7 +55,8 @@ def test_two_directories_are_asked_in_the_worker(
     on(opened(app, mixtral_dir), "playground")
     assert "Nothing was asked yet" in words(app)
     assert "No run has finished yet" in words(app)
-    assert len(app.get("page_link")) == 1  # that starts one
+    (start,) = app.get("page_link")
+    assert (start.proto.label, start.proto.page) == ("Start a run", "runs")
     assert app.text_input(key="ask_original").value == str(mixtral_dir)
     asked(app, "The river runs")
     assert "packed checkpoint" in app.error[0].value
@@ -83,10 +87,15 @@ def test_a_finished_run_is_asked_with_its_original(
     app: AppTest, mixtral_dir: Path, packed: Path, workspace: Workspace, store: JobStore
 ) -> None:
     spec = {"checkpoint": str(mixtral_dir), "recipe": "name: x", "name": "one bit"}
-    store.submit("run", spec, "one bit")
+    run = store.submit("run", spec, "one bit").id
     end_with(workspace, RUN | {"packed": str(packed)})
     on(app.run(), "playground")
     assert "one bit" in app.selectbox(key="ask_run").options[0]
+    app.selectbox(key="ask_run").set_value(DIRECTORIES).run()
+    assert app.text_input(key="ask_packed").value == ""
+    assert "No run has finished yet" not in words(app)
+    assert not app.get("page_link")
+    app.selectbox(key="ask_run").set_value(run)
     app.number_input(key="ask_temperature").set_value(0.7).run()
     app.number_input(key="ask_seed").set_value(9).run()
     asked(app, "The mill")
@@ -94,6 +103,16 @@ def test_a_finished_run_is_asked_with_its_original(
     (job,) = store.list(kind="ask")
     assert (job.spec["packed"], job.spec["original"]) == (str(packed), str(mixtral_dir))
     assert (job.spec["temperature"], job.spec["seed"], job.spec["name"]) == (0.7, 9, "one bit")
+
+
+def test_runs_of_other_versions_are_not_taken_for_none(app: AppTest, store: JobStore) -> None:
+    add_ended(store, "run")
+    with transaction(store.path) as db:
+        db.execute("UPDATE jobs SET result = '{}'")
+    on(app.run(), "playground")
+    assert "No run has finished yet" not in words(app)
+    assert "No run can be asked: other versions wrote them." in words(app)
+    assert app.text_input(key="ask_packed").value == ""
 
 
 def test_what_disagrees_is_listed(

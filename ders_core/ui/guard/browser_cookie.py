@@ -9,7 +9,7 @@ BROWSER_COOKIE = "ders-studio-browser"
 """The same for all ports: jobs belong to a workspace, which is served at other ports later."""
 
 SECONDS = 365 * 24 * 3600
-"""How long a browser keeps it."""
+"""How long a browser keeps it after it was last set."""
 
 _NAME = re.compile(r"[0-9a-f]{16}")
 
@@ -19,7 +19,8 @@ def is_browser_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def new_browser() -> list[str]:
-    """The words of a `Set-Cookie` header that names a browser."""
-    name = secrets.token_hex(8)
+def naming_words(known: str) -> list[str]:
+    """The words of a `Set-Cookie` header that names a browser. known: the name that it sent, which
+    it keeps; anything else gets a new one."""
+    name = known if is_browser_name(known) else secrets.token_hex(8)
     return [f"{BROWSER_COOKIE}={name}", "Path=/", f"Max-Age={SECONDS}", "HttpOnly"]

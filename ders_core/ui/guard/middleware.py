@@ -6,7 +6,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, quote, urlencode
 
 from ders_core.ui.guard.asgi import Application, Message, Receive, Scope, Send
-from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE, is_browser_name, new_browser
+from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE, is_browser_name, naming_words
 from ders_core.ui.guard.origins import Origin, Origins
 from ders_core.ui.guard.policy import COMMON, Headers, as_headers, for_host
 from ders_core.ui.guard.secret import Secret
@@ -70,17 +70,16 @@ class Guard:
         return host, ""
 
     async def _admit(self, request: _Request, host: Origin, send: Send) -> None:
-        """Set the cookie for a right token, name a browser that has no name, and go on to the
-        address without the token."""
+        """Set the cookie for a right token, keep the browser's name for another year, and go on to
+        the address without the token."""
         admitted = self._secret.is_cookie(request.cookie)
         if not admitted and not self._secret.is_token(request.token or ""):
             await _answer(send, 403, HEADERS, token_page(WRONG))
             return
-        ends = ["SameSite=Strict", *(["Secure"] if request.is_secure(host) else [])]
-        kept = [[f"{request.cookie_name}={self._secret.cookie}", "Path=/", "HttpOnly", *ends]]
-        if not is_browser_name(request.kept(BROWSER_COOKIE)):
-            kept.append([*new_browser(), *ends])
-        cookies = [(b"set-cookie", "; ".join(words).encode()) for words in kept]
+        opens = [f"{request.cookie_name}={self._secret.cookie}", "Path=/", "HttpOnly"]
+        cookies = [_cookie(opens, request, host)]
+        if request.site != "cross-site":  # it sends no name, so a new one would take its place
+            cookies.append(_name_cookie(request, host))
         target = request.without_token
         if request.site in FOREIGN:
             await _answer(send, 200, (*HEADERS, *cookies), onward_page(target))
@@ -91,6 +90,8 @@ class Guard:
     def _with_headers(self, request: _Request, host: Origin, send: Send) -> Send:
         headers = for_host(self._headers, host.netloc, secure=request.is_secure(host))
         names = {name for name, _ in headers}
+        if request.is_visit and not is_browser_name(request.kept(BROWSER_COOKIE)):
+            headers = (*headers, _name_cookie(request, host))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -170,6 +171,18 @@ class _Request:
         page = quote(self._scope["path"].rpartition("/")[2])
         rest = urlencode([pair for pair in self._query if pair[0] != "token"])
         return f"./{page}" + (f"?{rest}" if rest else "")
+
+
+def _cookie(words: list[str], request: _Request, host: Origin) -> tuple[bytes, bytes]:
+    """A `Set-Cookie` header; browsers send the cookie to our own pages alone, behind https by https
+    alone."""
+    ends = ["SameSite=Strict", *(["Secure"] if request.is_secure(host) else [])]
+    return b"set-cookie", "; ".join([*words, *ends]).encode()
+
+
+def _name_cookie(request: _Request, host: Origin) -> tuple[bytes, bytes]:
+    """Name a browser, or let it keep its name."""
+    return _cookie(naming_words(request.kept(BROWSER_COOKIE)), request, host)
 
 
 async def _refuse(request: _Request, send: Send, words: str) -> None:

@@ -12,7 +12,7 @@ from ders_core.files.address import is_address
 from ders_core.files.side_files import TOKENIZER_FILES
 from ders_core.jobs.workspace import place_label
 from ders_core.ui import frame, kept, reads, session
-from ders_core.ui.finished_jobs import finished_jobs, job_label
+from ders_core.ui.finished_jobs import finished_jobs, job_label, of_other_versions
 from ders_core.ui.job_pages import job_page
 from ders_core.ui.plain import plain
 
@@ -55,10 +55,12 @@ def choose_pair() -> Pair:
         original = job.spec.get("original") or job.spec["checkpoint"]
         st.caption(plain(f"Its original: {place_label(original)}"))
         return Pair(result.packed, original, job.title)
-    if page.is_all and not jobs:
+    if not page.total:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown("**No run has finished yet.** Start one, or name two directories.")
             st.page_link("pages/runs.py", label="Start a run", icon=":material/play_arrow:")
+    elif page.jobs and not jobs:
+        st.info(of_other_versions(page, "asked"))
     return _directories()
 
 
