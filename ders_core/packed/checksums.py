@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
@@ -16,7 +16,7 @@ Tensor = TypeVar("Tensor", bound=TensorReader)
 
 def checksums(
     tensors: Sequence[Tensor], hash_of: Callable[[Tensor], str] = checksum
-) -> Iterator[tuple[Tensor, str]]:
+) -> Generator[tuple[Tensor, str]]:
     """(tensor, hex SHA-256 of its bytes) in order, some tensors ahead of the caller. hash_of:
     that of one, by any thread. Raises CheckpointError if a file cannot be read."""
     count = min(cores(), len(tensors))

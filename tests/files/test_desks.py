@@ -67,7 +67,7 @@ def test_a_system_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def mapped(*args: object, **kwargs: object) -> mmap.mmap:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr(desks.mmap, "mmap", mapped)
+    monkeypatch.setattr(mmap, "mmap", mapped)
     with pytest.raises(MemoryError, match=str(DESK_BYTES)):
         chunk(DESK_BYTES)
     with pytest.raises(MemoryError), desk():
