@@ -29,7 +29,9 @@ def info(
     with_modes: Annotated[
         bool,
         typer.Option(
-            "--runtime", help="bytes in memory instead, for each mode of loading a packed model"
+            "--runtime",
+            help="show only what the weights take in memory, for each mode of loading a packed "
+            "model",
         ),
     ] = False,
     as_json: JsonFlag = False,
@@ -37,7 +39,7 @@ def info(
     """Family, layers, experts, bytes, the experts' share, and whether they share one start."""
     if with_modes:
         if with_verdict:
-            raise typer.BadParameter("give it without --verdict", param_hint="--runtime")
+            raise typer.BadParameter("--runtime and --verdict show different things; give one")
         _show_modes(checkpoint, as_json=as_json)
         return
     from ders_core.analysis.summary import summarize, summarize_quickly
@@ -103,7 +105,8 @@ def _show_modes(checkpoint: str, *, as_json: bool) -> None:
         ]
         for each in modes
     ]
-    print_table(["mode", "experts", "of whole ones", "all weights", "cache beside them"], rows)
+    share = "share of synthesized experts"
+    print_table(["mode", "experts", share, "all weights", "cache beside them"], rows)
 
 
 def analyze(

@@ -150,9 +150,9 @@ class Krylov:
         )
 
     def _latest_products(self) -> torch.Tensor:
-        """Those of all images with the latest one, `[images · width, width]` float64; of a few rows
-        at a time, which stay in the cache in float64. On a CPU threads that help (see `each_piece`)
-        share out the images."""
+        """Those of all images with the latest one, `[images · width, width]` float64. The images
+        are in float64 a few rows at a time, which stay in the cache; the latest one is as a whole.
+        On a CPU threads that help (see `each_piece`) share out the images."""
         latest = self._images[-1]
         exact, values = latest.double(), chunk_values(latest.device)
         products = exact.new_zeros(len(self._images), self._width, self._width)

@@ -167,7 +167,8 @@ def _read_past_cache(path: Path, begin: int, memory: np.ndarray) -> int:
     """How many bytes, from the position `begin` on, could be read: fewer where the file system
     refuses, or the file ends."""
     done = 0
-    with suppress(OSError), desk() as aligned:  # what is the matter is told where it is read again
+    # what is the matter is told where it is read again
+    with suppress(OSError, MemoryError), desk() as aligned:
         file = os.open(path, os.O_RDONLY | os.O_DIRECT)
         try:
             while done < len(memory):

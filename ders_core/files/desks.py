@@ -26,7 +26,8 @@ _free: list[np.ndarray] = []  # to be used again: fresh memory costs more than c
 
 @contextmanager
 def desk() -> Iterator[np.ndarray]:
-    """Yield uint8 `[DESK_BYTES]`, aligned; the next one to ask gets it again."""
+    """Yield uint8 `[DESK_BYTES]`, aligned; the next one to ask gets it again. Raises
+    MemoryError."""
     memory = _taken()
     try:
         yield memory
@@ -42,16 +43,21 @@ def chunk(nbytes: int) -> np.ndarray:
     memory = _taken()
     part = memory[:nbytes]
     finalize(part, _give_back, _free, memory).atexit = False
-    return part
+    # of a memoryview: views of an array that is a view itself do not keep that one, but its memory
+    return np.frombuffer(memoryview(part), np.uint8)  # type: ignore[arg-type]
 
 
 def _taken() -> np.ndarray:
-    """uint8 `[DESK_BYTES]`, aligned: one that was used before, or a new one."""
+    """uint8 `[DESK_BYTES]`, aligned: one that was used before, or a new one. Raises
+    MemoryError."""
     try:
         return _free.pop()
     except IndexError:  # not asked for beforehand: another thread may take the last one meanwhile
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # else forked processes share it
-        mapped = mmap.mmap(-1, DESK_BYTES, flags=flags)
+        try:
+            mapped = mmap.mmap(-1, DESK_BYTES, flags=flags)
+        except OSError as error:
+            raise MemoryError(f"the system has no {DESK_BYTES} bytes of memory left") from error
         with suppress(OSError, AttributeError):  # a system without large pages
             mapped.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(mapped, np.uint8)

@@ -65,7 +65,8 @@ def written_from(
     path: Path, position: int, size: int, *, past_cache: bool = True
 ) -> Iterator[Writer]:
     """Yield what writes `size` bytes, or fewer, into a file that exists, from a position on; not
-    synced. The bytes around them stay as they are. past_cache: whether it may. Raises OSError."""
+    synced. The bytes around them stay as they are. past_cache: whether it may. Raises OSError,
+    MemoryError."""
     with ExitStack() as stack:
         file = os.open(path, os.O_WRONLY)
         stack.callback(os.close, file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
@@ -15,16 +15,16 @@ Tensor = TypeVar("Tensor", bound=TensorReader)
 
 
 def checksums(
-    tensors: Sequence[Tensor], checksum: Callable[[Tensor], str] = checksum
-) -> Iterator[tuple[Tensor, str]]:
-    """(tensor, hex SHA-256 of its bytes) in order, some tensors ahead of the caller. checksum: of
-    one, by any thread. Raises CheckpointError if a file cannot be read."""
+    tensors: Sequence[Tensor], hash_of: Callable[[Tensor], str] = checksum
+) -> Generator[tuple[Tensor, str]]:
+    """(tensor, hex SHA-256 of its bytes) in order, some tensors ahead of the caller. hash_of:
+    that of one, by any thread. Raises CheckpointError if a file cannot be read."""
     count = min(cores(), len(tensors))
     if count < 2:
-        yield from ((tensor, checksum(tensor)) for tensor in tensors)
+        yield from ((tensor, hash_of(tensor)) for tensor in tensors)
         return
     with (
         ThreadPoolExecutor(count, "checksum") as pool,
-        closing(in_order(pool, checksum, tensors, 2 * count)) as found,
+        closing(in_order(pool, hash_of, tensors, 2 * count)) as found,
     ):
         yield from zip(tensors, found, strict=True)

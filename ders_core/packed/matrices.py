@@ -19,7 +19,7 @@ from ders_core.files.dtype import Dtype
 from ders_core.files.store import TensorStore
 from ders_core.files.tensor import FileTensor
 from ders_core.later import torch
-from ders_core.packed.part_reads import ReadRows, read_rows
+from ders_core.packed.part_reads import ReadRows, rows_in_reused_memory
 from ders_core.packed.stacks import PackedStack
 
 KEPT_BASES = 3
@@ -57,7 +57,7 @@ class PackedMatrices:
         seed: int,
         *,
         is_shared: bool = False,
-        read: ReadRows = read_rows,
+        read: ReadRows = rows_in_reused_memory,
     ) -> None:
         self._read = read
         self._store, self.seed, self._is_shared = store, seed, is_shared

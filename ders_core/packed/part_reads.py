@@ -1,4 +1,4 @@
-"""Rows of packed tensors: merely read, or hashed too, so that what is checked is read once."""
+"""Rows of packed tensors: merely read, or hashed too, so that they are not read again for that."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ReadRows = Callable[[FileTensor, slice], "torch.Tensor"]
 the file cannot be read."""
 
 
-def read_rows(tensor: FileTensor, rows: slice) -> torch.Tensor:
+def rows_in_reused_memory(tensor: FileTensor, rows: slice) -> torch.Tensor:
     """As of `ReadRows`, in memory that is used again (`fresh`)."""
     first, last, _ = rows.indices(tensor.shape[0])
     values = fresh((max(last - first, 0), *tensor.shape[1:]), tensor.dtype.torch)
@@ -35,6 +35,7 @@ def read_rows(tensor: FileTensor, rows: slice) -> torch.Tensor:
 class _Hashed:
     """A tensor's bytes up to `end`, as they are on disk."""
 
+    tensor: FileTensor
     digest: _Hash = field(default_factory=hashlib.sha256)
     end: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -45,10 +46,11 @@ class _Hashed:
 
 
 class HashedReads:
-    """Checksums of tensors from whose beginning to whose end rows are read, each row once: of the
-    bytes that these reads gave, so that a disk is asked for them once, past the page cache. What is
-    left out, or read in another order, is read for the checksum alone. Safe to use from several
-    threads.
+    """Checksums of tensors from whose beginning to whose end rows are read: of the bytes that these
+    reads gave, so that a disk is asked for them once, past the page cache. Rows that are left out
+    are read for the checksum alone. If they are wanted later, because another thread overtook the
+    one that wants them, or again, they are read a second time, and these bytes are not hashed. Safe
+    to use from several threads.
     """
 
     def __init__(self) -> None:
@@ -67,13 +69,13 @@ class HashedReads:
             if end > hashed.end:
                 self._read_on(tensor, hashed, begin)
                 with reading_once():
-                    values = read_rows(tensor, rows)
+                    values = rows_in_reused_memory(tensor, rows)
                 flat = values.view(-1).view(torch.uint8).numpy()
                 hashed.add(memoryview(flat)[hashed.end - begin :])  # type: ignore[arg-type]
                 if end == tensor.nbytes:
                     self._finished.append(tensor)
                 return values
-        return read_rows(tensor, rows)
+        return rows_in_reused_memory(tensor, rows)
 
     def copied(self, tensor: FileTensor, checksum: str) -> None:
         """Take the checksum of a tensor whose bytes were read, and hashed, to be copied."""
@@ -84,6 +86,10 @@ class HashedReads:
         """Tensors whose checksum is known, and was not when this was asked before."""
         while self._finished:
             yield self._finished.pop()
+
+    def begun(self) -> list[FileTensor]:
+        """Tensors of which rows were read."""
+        return [hashed.tensor for hashed in [*self._hashed.values()]]
 
     def checksum(self, tensor: FileTensor) -> str:
         """Hex SHA-256 of a tensor's bytes. Reads what no read gave; raises CheckpointError if the
@@ -96,7 +102,7 @@ class HashedReads:
             return hashed.digest.hexdigest()
 
     def _of(self, tensor: FileTensor) -> _Hashed:
-        return self._hashed.setdefault(tensor.name, _Hashed())
+        return self._hashed.setdefault(tensor.name, _Hashed(tensor))
 
     def _read_on(self, tensor: FileTensor, hashed: _Hashed, end: int) -> None:
         """Hash the bytes up to `end`."""

@@ -24,7 +24,7 @@ from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.names import MANIFEST
 from ders_core.packed.original_tensors import OriginalTensors
-from ders_core.packed.part_reads import ReadRows, read_rows
+from ders_core.packed.part_reads import ReadRows, rows_in_reused_memory
 
 ABSENT = object()
 """In place of the value of a key that is not there."""
@@ -38,7 +38,7 @@ class PackedCheckpoint:
     tensors do not fit the manifest.
     """
 
-    def __init__(self, path: str | Path, read: ReadRows = read_rows) -> None:
+    def __init__(self, path: str | Path, read: ReadRows = rows_in_reused_memory) -> None:
         self.store = TensorStore.open(as_local(path))
         self.manifest = Manifest.read(self.store.path)
         recipe = self.manifest.recipe
@@ -145,25 +145,31 @@ class PackedCheckpoint:
     def checksum_problems(
         self,
         step: Callable[[int, str], None],
-        checksum: Callable[[FileTensor], str] = checksum,
+        hash_of: Callable[[FileTensor], str] = checksum,
     ) -> list[str]:
         """One sentence for each difference from the manifest's checksums.
 
-        step: called with the bytes of each tensor read, and a message. checksum: hex SHA-256 of a
+        step: called with the bytes of each tensor read, and a message. hash_of: hex SHA-256 of a
         tensor's bytes, by any thread. Raises CheckpointError if a file cannot be read.
         """
         problems = []
-        promised = self.manifest.checksums
-        for tensor, found in checksums([*self.store.tensors.values()], checksum):
-            name, file = tensor.name, tensor.file_name
-            if name not in promised:
-                problems.append(f"{file} holds {name!r}, which the manifest does not know")
-            elif found != promised[name]:
-                problems.append(f"{file}: {name!r} is damaged (its checksum differs)")
-            step(tensor.nbytes, f"checksums of {file}")
-        for name in sorted(promised.keys() - self.store.tensors.keys()):
+        for tensor, found in checksums([*self.store.tensors.values()], hash_of):
+            problem = self.checksum_problem(tensor, found)
+            if problem is not None:
+                problems.append(problem)
+            step(tensor.nbytes, f"checksums of {tensor.file_name}")
+        for name in sorted(self.manifest.checksums.keys() - self.store.tensors.keys()):
             problems.append(f"the manifest knows {name!r}, but no file holds it")
         return problems
+
+    def checksum_problem(self, tensor: FileTensor, found: str) -> str | None:
+        """A sentence if the hex SHA-256 of a tensor's bytes is not the manifest's."""
+        promised = self.manifest.checksums.get(tensor.name)
+        if promised is None:
+            return f"{tensor.file_name} holds {tensor.name!r}, which the manifest does not know"
+        if found != promised:
+            return f"{tensor.file_name}: {tensor.name!r} is damaged (its checksum differs)"
+        return None
 
 
 def _shown(value: object) -> str:

@@ -47,8 +47,9 @@ def holding_of(
     left = MOST_BYTES - (form.count or 1) * matrix - shared
     if recipe.calibration and available_threads() > threads:  # the others help with moments
         left -= threads * HELPING_BYTES
-    # one is encoded alone until its memory is free (`Encoder`), only where all are held then, or
-    # else too few would be
+    # Count with room for every thread. Count with room for one instead where that holds all
+    # experts, or where the first count is half of them or fewer; then threads wait at first
+    # (`Encoder`).
     count, alone = (
         min((left - max(each * beside, slabs)) // matrix, experts) for each in (threads, 1)
     )

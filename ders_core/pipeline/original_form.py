@@ -15,6 +15,7 @@ from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import file_bytes, file_order, json_text, tensor_bytes
 from ders_core.later import torch
 from ders_core.packed.assembler import Assembler
+from ders_core.packed.part_reads import ReadRows
 from ders_core.packed.reader import PackedCheckpoint
 
 DTYPES: Mapping[str, Dtype | None] = {
@@ -97,15 +98,17 @@ class OriginalForm:
         """Whether a tensor that is not coded is written as it is."""
         return self.spec(name).dtype is self.source.original.readers[name].dtype
 
-    def carried(self, name: str) -> Iterator[bytes | memoryview]:
-        """The bytes of a tensor that is not coded. Raises OutputError for a value that the dtype
-        does not reach."""
-        reader, wanted = self.source.original.readers[name], self.spec(name).dtype
+    def carried(self, name: str, read: ReadRows) -> Iterator[bytes | memoryview]:
+        """The bytes of a tensor that is not coded. read: reads those that change their dtype.
+        Raises OutputError for a value that the dtype does not reach."""
+        tensor, wanted = self.source.store.tensors[name], self.spec(name).dtype
         if self.is_copied(name):
-            yield from reader.raw()
+            yield from tensor.raw()
             return
-        for first in range(0, reader.spec.elements, PIECE):
-            values = reader.elements(first, min(PIECE, reader.spec.elements - first))
+        count = tensor.spec.elements
+        flat = tensor._replace(spec=TensorSpec(tensor.dtype, (count,)))
+        for first in range(0, count, PIECE):
+            values = read(flat, slice(first, first + PIECE))
             written = values.to(wanted.torch)
             self.check(name, written, values)
             yield from tensor_bytes(written)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from ders_core.compute.buffers import keep_small_blocks, memory_is_reused
 from ders_core.compute.pools import in_order
-from ders_core.compute.progress import Meter, Progress, Tell, counted, quiet, untold
+from ders_core.compute.progress import Meter, Progress, Tell, counted, quiet
 from ders_core.compute.threads import side_by_side, threads_for
 from ders_core.errors import CheckpointError, CodecError, OutputError
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import index_name
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import copy_side_files, local_bytes
+from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import (
     NO_METADATA,
     tensor_bytes,
@@ -29,6 +30,7 @@ from ders_core.files.writer import (
 )
 from ders_core.later import torch
 from ders_core.packed.assembler import WORKING_BYTES_A_WEIGHT, Assembler
+from ders_core.packed.checksums import checksums as checksums_of
 from ders_core.packed.part_reads import HashedReads
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.leaving import tensors_on_cpu
@@ -52,8 +54,10 @@ def synthesize(
     dtype: a word of `ders_core.pipeline.original_form.DTYPES`: base and delta are added in float32
     and rounded once, to the original's dtype (`auto`) or to that one, of which config.json then
     tells too.
-    The packed checkpoint's checksums are of the bytes that are read to be decoded: each is compared
-    as soon as a part was read to its end. A tensor that holds many experts is in memory an expert
+    The packed checkpoint's bytes are read once, and hashed before they are decoded, with two
+    exceptions: rows that another thread overtook, and a base that comes again after some others,
+    are read twice, and the second time not hashed. Each checksum is compared as soon as a part was
+    hashed to its end. A tensor that holds many experts is in memory an expert
     at a time, as many of them as threads synthesize (`ders_core.compute.threads`). progress counts
     bytes written. Raises CheckpointError if the packed checkpoint is damaged, or is written
     meanwhile, or has no other dtype, OutputError if `out` cannot be written, or a value is beyond
@@ -82,7 +86,8 @@ def write_original(
     if not source.original.names():
         raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
     side_files = source.beside.files
-    meter, checks = Meter(form.weight_bytes, progress), _Checks(source, reads)
+    meter = Meter(form.weight_bytes, progress)
+    checks = _Checks(source, reads, meter.report)
     checksums: dict[str, str] = {}
     assembled = source.original.assembler.tensors
     names = [name for specs in files.values() for name in specs if name in assembled]
@@ -92,7 +97,8 @@ def write_original(
             def read(name: str, file: str = file) -> Iterable[bytes | memoryview]:
                 if name not in assembled:
                     with checks.explaining():
-                        yield from counted(form.carried(name), meter.advance, f"writing {file}")
+                        carried = form.carried(name, reads.rows)
+                        yield from counted(carried, meter.advance, f"writing {file}")
                     return
                 for _ in range(assembled[name].pieces):
                     with checks.explaining():
@@ -110,7 +116,7 @@ def write_original(
                 reads.copied(source.store.tensors[name], written[name])
             checks.compare()
             checksums |= written
-    checks.compare_all(meter.report)
+    checks.compare_all()
     index = index_name(source.config, files)
     if index is not None:
         write_index(directory / index, files, source.manifest.source.index)
@@ -123,32 +129,46 @@ def write_original(
 @dataclass(frozen=True)
 class _Checks:
     """Checksums of a packed checkpoint against its manifest. Each method raises CheckpointError if
-    one differs."""
+    one differs. tell: hears of what is read for checksums alone, and may raise `Cancelled`."""
 
     source: PackedCheckpoint
     reads: HashedReads
+    tell: Tell
 
     def compare(self) -> None:
         """Those that became known since the last call."""
-        promised = self.source.manifest.checksums
         for tensor in self.reads.finished():
-            if self.reads.checksum(tensor) != promised.get(tensor.name):
-                self.compare_all(untold)
+            self._compare(tensor, self.reads.checksum(tensor))
 
-    def compare_all(self, tell: Tell) -> None:
+    def compare_all(self) -> None:
         """All, and names. Reads what was not read."""
-        problems = self.source.checksum_problems(lambda _, text: tell(text), self.reads.checksum)
+        problems = self.source.checksum_problems(
+            lambda _, text: self.tell(text), self.reads.checksum
+        )
         if problems:
-            raise CheckpointError(f"{self.source.path}: {problems[0]}; copy the directory again")
+            raise self._refusal(problems[0])
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Tell of damage in place of what values led to that should not be there."""
+        """Tell of damage in place of what values led to that should not be there: most likely of
+        what these were read from, so that is read to its end first."""
         try:
             yield
         except (CheckpointError, CodecError, OutputError):
-            self.compare_all(untold)
+            with closing(checksums_of(self.reads.begun(), self.reads.checksum)) as begun:
+                for tensor, found in begun:
+                    self._compare(tensor, found)
+                    self.tell(f"checksums of {tensor.file_name}")
+            self.compare_all()
             raise
+
+    def _compare(self, tensor: FileTensor, found: str) -> None:
+        problem = self.source.checksum_problem(tensor, found)
+        if problem is not None:
+            raise self._refusal(problem)
+
+    def _refusal(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self.source.path}: {problem}; copy the directory again")
 
 
 def original_bytes(form: OriginalForm) -> int:

@@ -40,6 +40,17 @@ def packed(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     return parts["stream"]
 
 
+def read_by_both(weight: torch.Tensor, base: torch.Tensor) -> None:
+    """Fails unless loops and numpy alike give every bit back, coded."""
+    codec, model_context = Lossless(), context(weight.dtype)
+    parts = codec.pack(weight, base, model_context)
+    assert int(parts["stream"][0]) == CODED
+    for compiled in (True, False):
+        with patch("ders_core.compute.kernels._installed", return_value=compiled):
+            decoded = codec.unpack(parts, base, model_context)
+        assert torch.equal(bits_of(decoded), bits_of(weight))
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     dtype=st.sampled_from(DTYPES),
@@ -227,15 +238,9 @@ def test_rounds_of_few_and_many_lanes_read_the_same(dtype: torch.dtype, lanes_lo
     base = gauss((31, 67), 0, 0.02).to(dtype)
     weight = (base.float() + gauss((31, 67), 1, 0.0006)).to(dtype)
     weight[::7, ::30] *= -3e4
-    codec, model_context = Lossless(), context(dtype)
     for start in (base, torch.zeros_like(base)):
         with patch.object(difference_stream, "lanes_log2_of", return_value=lanes_log2):
-            parts = codec.pack(weight, start, model_context)
-        assert int(parts["stream"][0]) == CODED
-        for compiled in (True, False):
-            with patch("ders_core.compute.kernels._installed", return_value=compiled):
-                decoded = codec.unpack(parts, start, model_context)
-            assert torch.equal(bits_of(decoded), bits_of(weight))
+            read_by_both(weight, start)
 
 
 @settings(max_examples=150, deadline=None)
@@ -270,3 +275,37 @@ def test_damaged_streams_are_refused_or_read_as_others(
                 refusals.add(str(error))
     assert all("damaged" in refusal for refusal in refusals)
     assert torch.equal(*outcomes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_far_from_the_largest_base(dtype: torch.dtype) -> None:
+    """Low bits of what is far count from its own place, and not from the base, above which there
+    is no room for them."""
+    generator = torch.Generator().manual_seed(0)
+    weight = 2 * torch.rand(4, 1 << 14, generator=generator)
+    weight.flatten()[::5000] = -1 - torch.rand(14, generator=generator)
+    read_by_both(weight.to(dtype), torch.full_like(weight, torch.finfo(dtype).max, dtype=dtype))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    below=st.integers(0, 300),
+    is_low=st.booleans(),
+    every=st.integers(100, 900),
+    narrower=st.integers(2, 6),
+    seed=st.integers(0, 2**31),
+)
+def test_bases_near_the_ends_of_the_dtype(
+    dtype: torch.dtype, below: int, is_low: bool, every: int, narrower: int, seed: int
+) -> None:
+    """Base and most weights have one sign, few weights the other; with low bits."""
+    integers, generator = INTEGERS[dtype.itemsize], torch.Generator().manual_seed(seed)
+    largest = int(bits_of(torch.tensor([torch.finfo(dtype).max], dtype=dtype)))
+    sign = -1 << 8 * dtype.itemsize - 1
+    base = largest - torch.randint(below + 1, (64, 100), generator=generator)
+    weight = torch.randint(-sign >> narrower - 1, base.shape, generator=generator)
+    weight.flatten()[::every] += sign
+    if is_low:
+        base, weight = base ^ sign, weight ^ sign
+    read_by_both(*(bits.to(integers).view(dtype) for bits in (weight, base)))

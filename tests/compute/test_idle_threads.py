@@ -179,6 +179,7 @@ def test_who_waits_for_room_helps() -> None:
 
     def first() -> None:
         with helped_by(idle), room.beside(10, 15):
+            inside.set()
             waiting.wait(WAIT)
             for pause in (0.1, 0.0):
                 time.sleep(pause)
@@ -186,11 +187,12 @@ def test_who_waits_for_room_helps() -> None:
             order.append("first")
 
     def second() -> None:
+        inside.wait(WAIT)
         waiting.set()
         with helped_by(idle), room.beside(10, 15):
             order.append("second")
 
-    waiting = threading.Event()
+    inside, waiting = threading.Event(), threading.Event()
     with ThreadPoolExecutor(2) as pool:
         idle = IdleThreads(pool, 1)
         tasks = [pool.submit(first), pool.submit(second)]

@@ -116,6 +116,21 @@ def test_a_file_that_ends_too_early_is_told(
             fill(file, begin, np.zeros(count, np.uint8))
 
 
+def test_without_memory_to_read_into_the_cache_is_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken() -> np.ndarray:
+        asked.append(True)
+        raise MemoryError
+
+    asked, memory = list[bool](), np.zeros(SIZE, np.uint8)
+    monkeypatch.setattr(cold_reads, "_held", lambda _, first, count: np.full(-(-count // PAGE), 0))
+    monkeypatch.setattr(desks, "_taken", taken)
+    fill(file, 0, memory)
+    assert asked
+    assert memory.tobytes() == file.read_bytes()
+
+
 def dropped(file: Path) -> None:
     """Have the system drop the file from its page cache."""
     handle = os.open(file, os.O_RDONLY)

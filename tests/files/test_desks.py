@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,32 @@ def test_a_chunk_that_is_held_is_nobody_elses() -> None:
     second[:] = 2
     assert place(second) != where
     assert bytes(part) == bytes([1] * 4)
+
+
+def test_a_slice_of_a_chunk_keeps_it() -> None:
+    """Also a view of one."""
+    first = chunk(KEPT_BYTES)
+    first[:] = 1
+    where, part = place(first), first[5:13].view(np.int32)[1:]
+    del first
+    assert not desks._free
+    second = chunk(KEPT_BYTES)
+    second[:] = 2
+    assert place(second) != where
+    assert part.tolist() == [0x01010101]
+    del part
+    assert len(desks._free) == 1
+
+
+def test_a_system_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mapped(*args: object, **kwargs: object) -> mmap.mmap:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", mapped)
+    with pytest.raises(MemoryError, match=str(DESK_BYTES)):
+        chunk(DESK_BYTES)
+    with pytest.raises(MemoryError), desk():
+        pass
 
 
 def test_few_are_kept() -> None:

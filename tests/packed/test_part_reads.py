@@ -80,10 +80,12 @@ def test_by_threads(stored: FileTensor, asked: list[int]) -> None:
     """Rows that are asked for in order, by whichever thread, are hashed in order."""
     whole = values(stored)
     for _ in range(20):
+        asked.clear()
         reads = HashedReads()
         with ThreadPoolExecutor(4) as pool:
             read = [*pool.map(lambda row: reads.rows(stored, slice(row, row + 1)), range(ROWS))]  # noqa: B023
         assert torch.equal(torch.cat(read), whole)
+        assert stored.nbytes <= sum(asked) <= 2 * stored.nbytes
         assert reads.checksum(stored) == hashlib.sha256(content(stored)).hexdigest()
         assert [*reads.finished()] == [stored]
 

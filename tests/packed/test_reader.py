@@ -16,7 +16,7 @@ from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import FileTensor
 from ders_core.packed.open import is_packed, open_checkpoint
-from ders_core.packed.part_reads import read_rows
+from ders_core.packed.part_reads import rows_in_reused_memory
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe, Rule
@@ -80,7 +80,7 @@ def test_bytes_in_memory_take_one_read_of_a_stream(mixtral_dir: Path, tmp_path: 
 
     def counted(tensor: FileTensor, rows: slice) -> torch.Tensor:
         names.append(tensor.name)
-        return read_rows(tensor, rows)
+        return rows_in_reused_memory(tensor, rows)
 
     packed = PackedCheckpoint(tmp_path / "packed", counted)
     group = packed.manifest.groups[0]

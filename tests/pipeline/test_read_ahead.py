@@ -64,16 +64,19 @@ def told(
         (Sparse(drop_rate=0.9), [(8, 7), (8, 7), (8, 7)]),
         (LowRank(rank=64), [(7, 6), (6, 4), (5, 2)]),
         (Entropy(bits=0.2, rounding="unbiased"), [(7, 5), (5, 2), (5, 2)]),
+        (Entropy(bits=0.7, rounding="unbiased"), [(7, 5), (5, 2), (5, 2)]),
         (Entropy(bits=1, rounding="unbiased"), [(7, 5), (5, 2), (5, 2)]),
+        (Entropy(bits=2, rounding="unbiased"), [(6, 4), (5, 1), (5, 1)]),
         (Entropy(bits=5, rounding="unbiased"), [(6, 3), (6, 1), (6, 1)]),
+        (Entropy(bits=8, rounding="unbiased"), [(6, 2), None, None]),
     ],
     ids=lambda each: each.label if isinstance(each, Codec) else "",
 )
 def test_most_of_mixtral_is_read_ahead(
-    codec: Codec, expected: list[tuple[int, int]], tmp_path: Path
+    codec: Codec, expected: list[tuple[int, int] | None], tmp_path: Path
 ) -> None:
-    """With one thread, two and sixteen. One expert is encoded alone at first where all are held, or
-    else half of them would not be."""
+    """With one thread, two and sixteen. As many are held as leave room for every thread; or for one
+    thread, where all are held then, or where half of them or fewer would be otherwise."""
     for group in open_checkpoint(mixtral_of(tmp_path / "model")).groups():
         assert [told(group, codec, threads) for threads in (1, 2, 16)] == expected
 

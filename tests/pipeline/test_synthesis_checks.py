@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from support.damaged_copies import edit_manifest
 from support.messages import raises_saying
 
 from ders_core.compute.threads import threads_of_torch
-from ders_core.errors import CheckpointError
+from ders_core.errors import Cancelled, CheckpointError, OutputError
 from ders_core.files import tensor as readers
 from ders_core.files.cold_reads import fill as fill_plainly
+from ders_core.files.tensor import FileTensor
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
@@ -40,34 +42,60 @@ def packed(request: pytest.FixtureRequest, mixtral_dir: Path, tmp_path: Path) ->
     return tmp_path / "packed"
 
 
-def test_each_byte_is_read_once(
-    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By one thread: one that others overtook reads again what these hashed."""
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes each read asks for."""
     counts = list[int]()
 
     def fill(path: Path, begin: int, memory: np.ndarray) -> None:
-        if path.parent == packed:
-            counts.append(len(memory))
+        counts.append(len(memory))
         fill_plainly(path, begin, memory)
 
     monkeypatch.setattr(readers, "fill", fill)
-    held = sum(tensor.nbytes for tensor in PackedCheckpoint(packed).store.tensors.values())
+    return counts
+
+
+def held_bytes(packed: Path) -> int:
+    return sum(tensor.nbytes for tensor in PackedCheckpoint(packed).store.tensors.values())
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_each_byte_is_read_once(
+    packed: Path, tmp_path: Path, counts: list[int], dtype: str
+) -> None:
+    """By one thread: one that others overtook reads again what these hashed."""
+    counts.clear()
     with threads_of_torch(1):
+        synthesize(packed, tmp_path / "back", dtype=dtype)
+    assert sum(counts) == held_bytes(packed)
+
+
+def test_damage_ends_the_work(mixtral_dir: Path, tmp_path: Path, counts: list[int]) -> None:
+    """What was not read yet is not read to tell of more."""
+    packed = tmp_path / "packed"
+    compress(mixtral_dir, packed, recipe_of(RULES["2 bits"]))
+    opened = PackedCheckpoint(packed)
+    flip_a_bit(opened.store.tensors[f"{opened.manifest.groups[0].prefix}.base"], packed)
+    counts.clear()
+    with threads_of_torch(1), pytest.raises(CheckpointError, match="is damaged"):
         synthesize(packed, tmp_path / "back")
-    assert sum(counts) == held
+    assert sum(counts) < held_bytes(packed)
+
+
+def flip_a_bit(tensor: FileTensor, directory: Path) -> None:
+    place = tensor.begin + tensor.nbytes * 2 // 3
+    with open(directory / tensor.file_name, "r+b") as file:
+        file.seek(place)
+        flipped = bytes([file.read(1)[0] ^ 1])
+        file.seek(place)
+        file.write(flipped)
 
 
 def test_a_flipped_bit_is_told_in_each_tensor(packed: Path, tmp_path: Path) -> None:
     stored = [*PackedCheckpoint(packed).store.tensors.values()]
     for tensor in stored:
         damaged = Path(shutil.copytree(packed, tmp_path / "damaged"))
-        place = tensor.begin + tensor.nbytes * 2 // 3
-        with open(damaged / tensor.file_name, "r+b") as file:
-            file.seek(place)
-            flipped = bytes([file.read(1)[0] ^ 1])
-            file.seek(place)
-            file.write(flipped)
+        flip_a_bit(tensor, damaged)
         with raises_saying(CheckpointError, damaged, tensor.name, "is damaged", "copy"):
             synthesize(damaged, tmp_path / "back")
         shutil.rmtree(damaged)
@@ -76,8 +104,9 @@ def test_a_flipped_bit_is_told_in_each_tensor(packed: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("part", ["lm_head.weight", ".base"])
 def test_a_value_beyond_the_dtype_is_told_as_damage_where_it_is_that(
-    mixtral_dir: Path, tmp_path: Path, part: str
+    mixtral_dir: Path, tmp_path: Path, counts: list[int], part: str
 ) -> None:
+    """And nothing is read but what the value was made of, and what was read before."""
     packed = tmp_path / "packed"
     compress(mixtral_dir, packed, recipe_of(RULES["drop"]))
     tensors = PackedCheckpoint(packed).store.tensors
@@ -85,8 +114,32 @@ def test_a_value_beyond_the_dtype_is_told_as_damage_where_it_is_that(
     with open(tensor.file, "r+b") as file:
         file.seek(tensor.begin)
         file.write(np.float32(1e38).tobytes() * 8)  # in bfloat16, two values
-    with raises_saying(CheckpointError, tensor.name, "is damaged"):
+    counts.clear()
+    with threads_of_torch(1), raises_saying(CheckpointError, tensor.name, "is damaged"):
         synthesize(packed, tmp_path / "back", dtype="float16")
+    assert sum(counts) < held_bytes(packed)
+
+
+def test_a_search_for_damage_can_be_stopped(mixtral_dir: Path, tmp_path: Path) -> None:
+    """Of a value beyond the dtype that is there rightly, everything is read to know that."""
+    source = Path(shutil.copytree(mixtral_dir, tmp_path / "source"))
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"][3] = 70000.0
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    compress(source, tmp_path / "packed", recipe_of(RULES["drop"]))
+    messages = list[str]()
+
+    def stop(done: int, total: int, message: str) -> None:
+        messages.append(message)
+        if message.startswith("checksums"):
+            raise Cancelled("stopped")
+
+    with pytest.raises(OutputError, match=r"model\.norm\.weight"):
+        synthesize(tmp_path / "packed", tmp_path / "back", dtype="float16")
+    with pytest.raises(Cancelled):
+        synthesize(tmp_path / "packed", tmp_path / "back", dtype="float16", progress=stop)
+    assert len([message for message in messages if message.startswith("checksums")]) == 1
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.mark.parametrize("change", ["unknown", "missing"])

@@ -168,6 +168,10 @@ def test_the_command_tells_the_modes(tmp_path: Path, mixtral_dir: Path) -> None:
     for each in modes:
         assert bytes_text(each.experts) in lines[each.mode]
         assert bytes_text(each.weights) in lines[each.mode]
+    assert "share of synthesized experts" in told.stdout
+    refused = CliRunner().invoke(app, ["info", str(place), "--runtime", "--verdict"])
+    assert refused.exit_code == 2
+    assert "show different things" in refused.stderr
     refused = CliRunner().invoke(app, ["info", str(mixtral_dir), "--runtime"])
     assert refused.exit_code != 0
     assert "is not packed" in str(refused.exception)

@@ -211,7 +211,7 @@ def read(
             return at
         given = rare, rare_uppers, lows, far, far_count
         far_count = special_codes(context, code, special, *given, found)
-        number = 0
+        done = 0
         for first in range(0, start.size, BLOCK):
             block = slice(first, first + BLOCK)
             some, parts = width[block], room[: width[block].size]
@@ -219,12 +219,16 @@ def read(
                 bit = take_low_bits(some, noise, bit, parts)
                 if bit > most:
                     return -1
+            stop = done
+            while stop < special.size and special[stop] < first + BLOCK:
+                some[special[stop] - first] = 0  # low bits without their code may count no float
+                stop += 1
             wrong |= move(start[block], code[block], some, parts, half, filled[block])
-            while number < special.size and special[number] < first + BLOCK:
+            for number in range(done, stop):
                 place = special[number]
-                given_one = start[place], found[number], width[place], parts[place - first]
+                given_one = start[place], found[number], lows[context[place]], parts[place - first]
                 filled[place], none = move_one(*given_one, half)
                 wrong |= none
-                number += 1
+            done = stop
     ends[0], ends[1], ends[2] = wrong, far_count, np.int64(bit)
     return at
