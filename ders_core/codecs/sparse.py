@@ -363,7 +363,7 @@ class Sparse(DeltaCodec):
     ) -> Parts:
         if self.held_form(shape) is self:
             return super().held_parts(parts, shape, context)
-        device = next(iter(parts.values())).device
+        device = self.device_of(parts)
         places = torch.cat([*self._selection.places(parts, shape, context.seed, device)])
         stored = self._coder.held(parts, self.kept(shape))
         if self.method == "random":

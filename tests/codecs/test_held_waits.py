@@ -16,6 +16,7 @@ CODECS: list[DeltaCodec] = [
     LowRank(rank=3),
     LowRank(rank=3, factor_bits=6),
     Chain(stages=(LowRank(rank=2, factor_bits=8), Entropy(bits=1))),
+    Chain(stages=(Entropy(bits=1), LowRank(rank=2, factor_bits=8))),
 ]
 
 
