@@ -46,3 +46,27 @@ class RowsInTurn(ABC):
             return self.unpack_with_rows(rows, parts, base, context)[1]
 
         return self.unpack_in_pieces(parts, base, context), decode
+
+
+class ReadOnce(RowsInTurn):
+    """What a codec has that reads its parts once, for the weight and for rows of the delta."""
+
+    @abstractmethod
+    def unpack_and_decode(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> tuple[Pieces, Callable[[slice], torch.Tensor]]: ...
+
+    def unpack_in_pieces(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> Pieces:
+        return self.unpack_and_decode(parts, base, context)[0]
+
+    def unpack_with_rows(
+        self,
+        rows: slice,
+        parts: Mapping[str, torch.Tensor],
+        base: torch.Tensor,
+        context: EncodeContext,
+    ) -> tuple[Pieces, torch.Tensor]:
+        pieces, decode = self.unpack_and_decode(parts, base, context)
+        return pieces, decode(rows)
