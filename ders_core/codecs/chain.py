@@ -183,7 +183,7 @@ class Chain(DeltaCodec):
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
-        device = _device_of(parts)
+        device = self.device_of(parts)
         first, *others = (
             stage.decode(within(str(number), parts), shape, _of_stage(context, number))
             for number, stage in enumerate(self.stages)
@@ -274,7 +274,7 @@ class Chain(DeltaCodec):
             )
             for number, stage in enumerate(self.stages)
         }
-        device = _device_of(parts)
+        device = self.device_of(parts)
         return Tunable.joined(
             stages,
             lambda deltas: torch.stack([sent(each, device) for each in deltas.values()]).sum(0),
@@ -350,11 +350,6 @@ def _subtract(
         shape = (rest.shape[0], rest.shape[1])
         given = stage.decode(parts, shape, _of_stage(context, number))
         rests[place] = rest - sent(given, rest.device)
-
-
-def _device_of(parts: Mapping[str, torch.Tensor]) -> torch.device:
-    """Where a delta is decoded, which a stage without a part of its own does not know."""
-    return next((part.device for part in parts.values()), torch.device("cpu"))
 
 
 def _of_stage(context: EncodeContext, number: int) -> EncodeContext:

@@ -106,9 +106,14 @@ class Codec(NeededMemory, BaseModel, ABC):
 
     @property
     def host_parts(self) -> frozenset[str]:
-        """Parts that stay on the CPU where a model is on another device: numbers that decide what
-        is computed there, for which it would be waited."""
+        """Parts that stay on the CPU: the CPU reads them to choose what the device computes, and
+        would have to wait for the device otherwise."""
         return frozenset()
+
+    def device_of(self, parts: Mapping[str, torch.Tensor]) -> torch.device:
+        """Where these parts are decoded: on the device of those that need not stay on the CPU."""
+        others = (part.device for name, part in parts.items() if name not in self.host_parts)
+        return next(others, torch.device("cpu"))
 
     @property
     def is_coded_on_cpu(self) -> bool:

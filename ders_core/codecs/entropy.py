@@ -33,6 +33,7 @@ from ders_core.codecs.held_levels import (
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.plain_fields import omit_defaults
+from ders_core.codecs.rows_in_turn import ReadOnce
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable
@@ -61,7 +62,7 @@ UNBIASED: Mapping[str, Any] = {"knob": None, "rounding": "unbiased"}
 
 
 @register
-class Entropy(DeltaCodec):
+class Entropy(ReadOnce, DeltaCodec):
     """Δ ≈ a level for each multiple k of a step; the multiples are entropy-coded.
 
     rounding `nearest`: the level is the centroid of all entries that round to k, with an adaptive
@@ -325,21 +326,6 @@ class Entropy(DeltaCodec):
         if base.dtype == torch.bfloat16:
             weight = fresh(base.shape, base.dtype)
         return level_stream.read(stream, shape, weight).onto(base, weight=weight)
-
-    def unpack_in_pieces(
-        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
-    ) -> Iterable[torch.Tensor]:
-        return self.unpack_and_decode(parts, base, context)[0]
-
-    def unpack_with_rows(
-        self,
-        rows: slice,
-        parts: Mapping[str, torch.Tensor],
-        base: torch.Tensor,
-        context: EncodeContext,
-    ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
-        pieces, decode = self.unpack_and_decode(parts, base, context)
-        return pieces, decode(rows)
 
     def unpack_and_decode(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +29,7 @@ from ders_core.codecs.held_entries import MOST_APART, HeldEntries, drawn_by_row
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.needed_memory import PIECES_BYTES
 from ders_core.codecs.plain_fields import omit_defaults
+from ders_core.codecs.rows_in_turn import ReadOnce
 from ders_core.codecs.selection.drawn import RandomSelection, WholeSelection
 from ders_core.codecs.selection.pattern import PatternSelection
 from ders_core.codecs.selection.placing import (
@@ -55,7 +56,7 @@ DROP = Strength("drop_rate", "share of entries dropped", 0.9, 0, 0.999, 0.05, 0.
 
 
 @register
-class Sparse(DeltaCodec):
+class Sparse(ReadOnce, DeltaCodec):
     """Keep a share 1 − drop_rate of the entries, or (`pattern: N:M`) N of each M neighbours.
 
     F(Δ) = (1−M) ⊙ Δ / (1−p), where M marks the share p of entries that are dropped (DeRS eq. 4).
@@ -319,23 +320,14 @@ class Sparse(DeltaCodec):
         values, places = self._stored(parts, shape, context)
         return added(values, places, base.reshape(-1), self.kept(shape)).view(shape)
 
-    def unpack_in_pieces(
+    def unpack_and_decode(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
-    ) -> Iterator[torch.Tensor]:
+    ) -> tuple[Iterable[torch.Tensor], Callable[[slice], torch.Tensor]]:
+        """Both from values and places that are read once."""
         shape = (base.shape[0], base.shape[1])
         values, places = self._stored(parts, shape, context)
-        yield from added_in_pieces(values, places, base.reshape(-1), self.kept(shape))
-
-    def unpack_with_rows(
-        self,
-        rows: slice,
-        parts: Mapping[str, torch.Tensor],
-        base: torch.Tensor,
-        context: EncodeContext,
-    ) -> tuple[Iterable[torch.Tensor], torch.Tensor]:
-        shape = (base.shape[0], base.shape[1])
-        values, pieces = self._stored(parts, shape, context)
-        return self.unpack_in_pieces(parts, base, context), scattered(values, pieces, shape, rows)
+        pieces = added_in_pieces(values, places, base.reshape(-1), self.kept(shape))
+        return pieces, lambda rows: scattered(values, places, shape, rows)
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -363,7 +355,7 @@ class Sparse(DeltaCodec):
     ) -> Parts:
         if self.held_form(shape) is self:
             return super().held_parts(parts, shape, context)
-        device = next(iter(parts.values())).device
+        device = self.device_of(parts)
         places = torch.cat([*self._selection.places(parts, shape, context.seed, device)])
         stored = self._coder.held(parts, self.kept(shape))
         if self.method == "random":

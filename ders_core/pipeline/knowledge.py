@@ -261,6 +261,7 @@ def encode_expert(
         delta, rows, probed_later = None, slice(0, 0), None
         probed = _probed_rows(len(base))
         probe = probe_in_turn(decode, codec.rows_at_once, probed, weight, base, rounded_from)
+        del decode  # what it reads from is in memory no longer than the pieces
     else:
         pieces, delta, rows = _given_back(codec, parts, base, context, rounded_from is not None)
     if is_judged:

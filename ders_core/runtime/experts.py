@@ -89,13 +89,13 @@ class PackedExperts(nn.Module):
         widths = [each.group.shape[1] for each in first]
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         last = _Sums(self.group("down"), total)
-        routes = _Routes.of(chosen, form.num_experts)
-        call = _Call(max((here.stop - here.start for _, here in routes.experts), default=0))
+        pairs = _PairsByExpert.of(chosen, form.num_experts)
+        call = _Call(max((here.stop - here.start for _, here in pairs.ranges), default=0))
         biases = (form.first_biases(), form.down_biases()) if form.has_bias else None
-        inputs, shares = x[routes.tokens], weights.flatten()[routes.places].unsqueeze(1)
-        outputs = []
-        for expert, here in routes.experts:
-            taken, share, rows = inputs[here], shares[here], routes.tokens[here]
+        shares = weights.flatten()[pairs.places].unsqueeze(1)
+        for expert, here in pairs.ranges:
+            share, rows = shares[here], pairs.tokens[here]
+            taken = x[rows]
             inner = [self._product(each.group, expert, call, taken, each, rows) for each in first]
             of_first = None if biases is None else biases[0][expert]
             hidden = activated(form, torch.cat(inner, 1), widths, of_first).to(x.dtype)
@@ -108,9 +108,9 @@ class PackedExperts(nn.Module):
                 outer = outer + biases[1][expert]
             if form.has_post_expert_norm:
                 outer = form.post_expert_norm(outer.to(x.dtype))
-            outputs.append((outer * share).float())
-        if outputs:
-            total.index_add_(0, routes.tokens, torch.cat(outputs))
+            # of one expert at a time, which has a token once: a GPU adds to a row that several
+            # rows are added to in any order
+            total.index_add_(0, rows, (outer * share).float())
         return last.total(x.dtype).to(stored)
 
     def _splits(self, group: HeldGroup, expert: int, call: _Call) -> bool:
@@ -199,16 +199,16 @@ class _Sums:
 
 
 @dataclass(frozen=True)
-class _Routes:
+class _PairsByExpert:
     """Pairs of a token and an expert, by expert. tokens, places: int64 `[pairs]`, of each the token
-    and its place in the flattened choice. experts: those that have any, and which pairs."""
+    and its place in the flattened choice. ranges: experts that have any, and which pairs."""
 
     tokens: torch.Tensor
     places: torch.Tensor
-    experts: list[tuple[int, slice]]
+    ranges: list[tuple[int, slice]]
 
     @classmethod
-    def of(cls, chosen: torch.Tensor, experts: int) -> _Routes:
+    def of(cls, chosen: torch.Tensor, experts: int) -> _PairsByExpert:
         """A device is waited for once, to learn how many tokens each expert has."""
         flat = chosen.flatten()
         known = torch.where((flat >= 0) & (flat < experts), flat, experts)

@@ -255,7 +255,7 @@ class PackedHeldGroup(HeldGroup):
                     wide[number] = fresh(base.shape, torch.float32, base.device).copy_(base)
                 base = wide[number]
         else:
-            device = next(iter(parts.values())).device
+            device = codec.device_of(parts)
             base = torch.zeros(self.shape[1:], dtype=self._stored, device=device)
         make = self._maker(expert)
         with naming(self._places[expert]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -64,12 +65,13 @@ def with_helpers(threads: int, work: Callable[[], object]) -> object:
 
 @pytest.fixture
 def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pieces threads were asked to help with, each time."""
+    """How many pieces threads were asked to help with, each time but for the largest entry."""
     counts, help_with = list[int](), IdleThreads.help
 
     def counting(idle: IdleThreads, work: Any, each: Any, most: int | None = None) -> None:
-        some = list(each)
-        counts.append(len(some))
+        some, asks = list(each), sys._getframe(2)  # behind `each_piece`
+        if asks.f_code is not delta_products._largest.__code__:
+            counts.append(len(some))
         help_with(idle, work, some, most)
 
     monkeypatch.setattr(IdleThreads, "help", counting)
@@ -215,6 +217,15 @@ def test_the_scale_is_that_of_the_largest_entry_wherever_it_is(threads: int) -> 
         weight[row, 5] = -1e30
         scale = with_helpers(threads, lambda: products_of(Deltas(weight))[1])  # noqa: B023
         assert float(scale) == scale_for(1e30)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_what_is_no_number_is_not_overlooked() -> None:
+    """Wherever it is."""
+    for row in (0, 9, 36):
+        weight = torch.full((37, 21), -1e30)
+        weight[row, 5] = torch.nan
+        assert float(products_of(Deltas(weight))[1]) == scale_for(torch.nan)
 
 
 def test_who_waits_for_the_same_helps() -> None:

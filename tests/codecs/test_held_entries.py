@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.codec_support import gauss
+from support.counted_device import DEVICE, counted_waits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ders_core.codecs import Chain, EncodeContext, LowRank, Sparse, make_codec
 from ders_core.codecs.coding.row_places import place_specs, read_places, stored_places
@@ -40,6 +42,35 @@ def test_places_come_back(shape: tuple[int, int], share: float, seed: int) -> No
     assert torch.equal(read_places(parts, shape, len(places)), places)
     for name, spec in place_specs(shape, len(places)).items():
         assert (tuple(parts[name].shape), parts[name].dtype) == (spec.shape, spec.dtype.torch)
+
+
+class LargestMade(TorchDispatchMode):
+    """How many bytes the largest tensor has that any operation makes."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.nbytes = max(self.nbytes, made.nbytes)
+        return made
+
+
+@pytest.mark.parametrize("count", [0, 1, 700, 30_000])
+def test_places_are_read_on_a_device_in_little_memory(count: int) -> None:
+    """The same ones, without waiting; nothing takes 8 bytes of each mark, which are more than
+    entries."""
+    shape = (60, 500)
+    random = torch.Generator().manual_seed(3)
+    places = torch.randperm(30_000, generator=random)[:count].sort().values
+    parts = stored_places(places, shape)
+    with counted_waits() as waits, LargestMade() as largest:
+        there = {name: part.to(DEVICE) for name, part in parts.items()}
+        far = read_places(there, shape, count)
+        assert not waits, waits
+    assert torch.equal(far.near, places)  # type: ignore[attr-defined]
+    marks = 8 * parts["marks"].numel()
+    assert largest.nbytes <= max(4 * marks, 8 * count)
 
 
 @pytest.mark.parametrize("fields", FORMS, ids=lambda fields: Sparse(**fields).label)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.codec_support import gauss
 
-from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
+from ders_core.codecs import DeltaCodec, EncodeContext, Sparse, make_codec
 from ders_core.pipeline import knowledge
 from ders_core.pipeline.judge import Probe
 from ders_core.pipeline.knowledge import encode_expert
@@ -49,3 +49,42 @@ def test_rounding_is_that_of_the_rows_in_the_middle(
     whole = (rounded - weight.double()).square().sum().item()
     assert found.losses.squares.error == pytest.approx(whole)
     assert encode_expert(codec, weight, base, context).losses.probe == Probe()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"drop_rate": 0.5},
+        {"drop_rate": 0.5, "value_bits": 4},
+        {"drop_rate": 0.5, "draws": "matrix"},
+        {"drop_rate": 0.5, "method": "magnitude"},
+        {"drop_rate": 0.5, "method": "della", "value_bits": 8},
+        {"pattern": "2:4"},
+    ],
+    ids=str,
+)
+def test_kept_entries_are_read_once(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the weight, and for however many rows a delta is decoded of at a time; and what comes
+    back is the same as of all rows at once."""
+    reads, stored = list[Sparse](), Sparse._stored
+
+    def counted(codec: Sparse, *rest: Any) -> Any:
+        reads.append(codec)
+        return stored(codec, *rest)
+
+    codec, shape, context = (
+        Sparse.model_validate(fields),
+        (130, 37),
+        EncodeContext(torch.bfloat16, 3),
+    )
+    base = gauss(shape, 1).bfloat16()
+    parts = codec.pack((base.float() + 0.1 * gauss(shape, 2)).bfloat16(), base, context)
+    whole, delta = codec.unpack(parts, base, context), codec.decode(parts, shape, context)
+    monkeypatch.setattr(Sparse, "_stored", counted)
+    pieces, decode = codec.unpack_and_decode(parts, base, context)
+    rows = [decode(slice(first, first + 26)) for first in range(0, 130, 26)]
+    assert torch.equal(torch.cat(rows), delta)
+    assert torch.equal(torch.cat([*pieces]).view(shape), whole)
+    assert reads == [codec]

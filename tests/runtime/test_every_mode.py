@@ -134,17 +134,19 @@ def test_an_adapter_learns_what_it_learns_on_whole_weights(
             model(IDS)
         settings = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         tuned = peft.get_peft_model(model, settings)
-        trained = {name: each for name, each in tuned.named_parameters() if each.requires_grad}
-        random = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for weight in trained.values():
-                weight.normal_(std=0.1, generator=random)
-        tuned(IDS, labels=IDS).loss.backward()
-        gradients = {name: weight.grad.clone() for name, weight in trained.items()}
-        torch.optim.SGD(trained.values(), lr=1.0).step()
-        with torch.no_grad():
-            found[mode] = gradients, tuned(IDS, labels=IDS).loss.item()
-        tuned.unload()
+        try:
+            trained = {name: each for name, each in tuned.named_parameters() if each.requires_grad}
+            random = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for weight in trained.values():
+                    weight.normal_(std=0.1, generator=random)
+            tuned(IDS, labels=IDS).loss.backward()
+            gradients = {name: weight.grad.clone() for name, weight in trained.items()}
+            torch.optim.SGD(trained.values(), lr=1.0).step()
+            with torch.no_grad():
+                found[mode] = gradients, tuned(IDS, labels=IDS).loss.item()
+        finally:
+            tuned.unload()
     expected, after = found["synthesized"]
     assert len(expected) == 8
     for mode in HELD:

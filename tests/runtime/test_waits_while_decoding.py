@@ -12,6 +12,9 @@ from support.counted_device import DEVICE, counted_waits
 
 from ders_core.codecs import Codec, Entropy, LowRank, Quantized, Sparse
 from ders_core.compute.grouped.blocks import SIZE
+from ders_core.decompose.base import Base
+from ders_core.decompose.bases.mean import MeanBase
+from ders_core.decompose.bases.none import NoBase
 from ders_core.hf import load_model
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe, Rule
@@ -30,37 +33,43 @@ CHOSEN = torch.tensor([[0, 2], [3, 1], [2, -1]])
 """−1 stands for no expert."""
 
 
-def experts_of(codec: Codec, original: Path, out: Path) -> PackedExperts:
+def experts_of(codec: Codec, base: Base, original: Path, out: Path) -> PackedExperts:
     """Of the first layer, in float32."""
-    compress(original, out, Recipe(name="waits", rules=(Rule(codec=codec),)))
+    compress(original, out, Recipe(name="waits", rules=(Rule(codec=codec),), base=base))
     model = load_model(out, dtype=torch.float32, mode="packed")
     experts = model.model.layers[0].mlp.experts.packed
     assert isinstance(experts, PackedExperts)
     return experts
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
-    return torch.randn(3, 64, generator=random), torch.rand(3, 2, generator=random)
+    return torch.randn(tokens, 64, generator=random), torch.rand(tokens, 2, generator=random)
 
 
+@pytest.mark.parametrize("base", [MeanBase(), NoBase()], ids=lambda base: base.label)
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.label)
 def test_experts_one_after_another_wait_once(
-    codec: Codec, mixtral_dir: Path, tmp_path: Path
+    codec: Codec, base: Base, mixtral_dir: Path, tmp_path: Path
 ) -> None:
-    """To learn which tokens each expert has."""
-    experts = experts_of(codec, mixtral_dir, tmp_path / "packed")
-    x, weights = inputs()
+    """To learn which tokens each expert has: of few, with which deltas are multiplied as they are,
+    and of so many that weights are made."""
+    experts = experts_of(codec, base, mixtral_dir, tmp_path / "packed")
+    calls = []
+    for times in (1, 100):
+        x, weights = inputs(times * len(CHOSEN))
+        calls.append((x, CHOSEN.repeat(times, 1), weights))
     with torch.inference_mode():
-        expected = experts.compute(x, CHOSEN, weights)
+        expected = [experts.compute(*call) for call in calls]
         with counted_waits() as waits:
             experts.to(DEVICE, non_blocking=True)
-            there = [each.to(DEVICE) for each in (x, CHOSEN, weights)]
+            there = [[each.to(DEVICE) for each in call] for call in calls]
             assert not waits
-            got = experts.compute(*there)
-            assert waits.total() == 1, waits
-            near = got.cpu()
-    assert float((near - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+            got = [experts.compute(*call) for call in there]
+            assert waits.total() == len(calls), waits
+            near = [each.cpu() for each in got]
+    for one, other in zip(near, expected, strict=True):
+        assert float((one - other).abs().max()) <= 1e-5 * float(other.abs().max())
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,8 @@ def test_grouped_products_wait_for_nothing(
     mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What stands around the kernels."""
-    experts = experts_of(CODECS[0], mixtral_dir, tmp_path / "packed")
-    x, weights = inputs()
+    experts = experts_of(CODECS[0], MeanBase(), mixtral_dir, tmp_path / "packed")
+    x, weights = inputs(len(CHOSEN))
     with torch.inference_mode():
         expected = experts.compute(x, CHOSEN, weights)
         deltas: dict[int, torch.Tensor] = {}

@@ -77,11 +77,9 @@ def _marked(bits: torch.Tensor, count: int) -> torch.Tensor:
     as it would be to learn how many there are."""
     if bits.device.type == "cpu":
         return at_least(bits, 1)
-    indices = torch.arange(len(bits), device=bits.device)
-    places = torch.where(bits > 0, bits.cumsum(0) - 1, count)
-    return torch.empty(count + 1, dtype=torch.int64, device=bits.device).scatter_(
-        0, places, indices
-    )[:count]
+    ones = bits.cumsum(0, dtype=torch.int32)
+    numbers = torch.arange(1, count + 1, dtype=torch.int32, device=bits.device)
+    return torch.searchsorted(ones, numbers)
 
 
 def _cells(shape: tuple[int, int], low: int) -> int:

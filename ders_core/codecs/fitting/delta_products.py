@@ -56,12 +56,12 @@ def products_of(deltas: Deltas) -> tuple[Dense, torch.Tensor]:
 
 
 def _largest(deltas: Deltas) -> float:
-    """The largest magnitude of an entry, on a CPU, where threads that help (see `each_piece`) share
-    out rows."""
+    """The largest magnitude of an entry, NaN if one is, on a CPU, where threads that help (see
+    `each_piece`) share out rows."""
     found = [0.0]
 
     def look(rows: slice) -> None:
         found.append(largest_magnitude(deltas.of_rows(rows)))
 
     each_piece(look, row_pieces(deltas.shape, chunk_values(deltas.device)))
-    return max(found)
+    return float(torch.tensor(found).max())

@@ -10,7 +10,7 @@ from ders_core.codecs.codec import EncodeContext
 from ders_core.codecs.coding.block_draws import BlockDraw
 from ders_core.codecs.coding.prng import position_chunks
 from ders_core.codecs.delta_entries import Entries
-from ders_core.codecs.selection.placing import Places, PlacesInPieces
+from ders_core.codecs.selection.placing import Places
 from ders_core.codecs.selection.selection import Chosen, Selection, kept_of_all
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
@@ -63,8 +63,21 @@ class WholeSelection(RandomSelection):
         seed: int,
         device: torch.device,
     ) -> Places:
-        drawn = position_chunks(math.prod(shape), self.count(shape), seed, device)
-        return PlacesInPieces(drawn)
+        return WholePlaces(math.prod(shape), self.count(shape), seed, device)
+
+
+@dataclass(frozen=True)
+class WholePlaces(Places):
+    """Of a draw over a whole matrix: drawn anew each time, since they would take more memory than
+    the values. size, count: entries of the matrix, and of these the kept ones."""
+
+    size: int
+    count: int
+    seed: int
+    device: torch.device
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return position_chunks(self.size, self.count, self.seed, self.device)
 
 
 class DrawnPlaces(Places):

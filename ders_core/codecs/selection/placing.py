@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ders_core.codecs.delta_entries import Entries
 from ders_core.compute import kernels
@@ -58,9 +58,9 @@ class Places(ABC):
 
 
 class PlacesInPieces(Places):
-    """pieces: of an iterator, they are gone through once."""
+    """As they lie in memory."""
 
-    def __init__(self, pieces: Iterable[torch.Tensor], *, has_gaps: bool = False) -> None:
+    def __init__(self, pieces: Sequence[torch.Tensor], *, has_gaps: bool = False) -> None:
         self._pieces, self.has_gaps = pieces, has_gaps
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -101,11 +101,12 @@ def added(values: torch.Tensor, pieces: Places, base: torch.Tensor, count: int) 
 
 def added_in_pieces(
     values: torch.Tensor, pieces: Places, base: torch.Tensor, count: int
-) -> Iterable[torch.Tensor]:
+) -> Iterator[torch.Tensor]:
     """What `added` gives, in pieces as of `Codec.unpack_in_pieces`."""
     if values.numel() == count and kernels.takes_stored(base):
-        return pieces.added_in_pieces(values, base)
-    return [added(values, pieces, base, count)]
+        yield from pieces.added_in_pieces(values, base)
+    else:
+        yield added(values, pieces, base, count)
 
 
 def scattered(
