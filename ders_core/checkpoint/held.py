@@ -15,7 +15,7 @@ from ders_core.checkpoint.groups import ExpertGroup
 from ders_core.checkpoint.matrix import Matrix
 from ders_core.checkpoint.room import ROOM, Turn
 from ders_core.compute.buffers import return_small_blocks, reused
-from ders_core.files.cold_reads import reading_once
+from ders_core.files.cold_reads import reading_again, reading_once
 from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import FileTensor, TensorReader
 from ders_core.later import np, torch
@@ -43,7 +43,8 @@ class HeldMatrix(Matrix):
     read by several threads.
 
     whole: where it is read from. memory: `[out, in]` in the dtype in which it is read; none once it
-    was given away. is_read: bool `[out]`, which rows are there.
+    was given away, or if it is not held: rows are read through the page cache then, as the matrix
+    is read again. is_read: bool `[out]`, which rows are there.
     """
 
     whole: Matrix
@@ -74,7 +75,8 @@ class HeldMatrix(Matrix):
     def read_into(self, out: torch.Tensor, rows: slice) -> None:
         if self.memory:
             out.copy_(self._rows(self.memory[0], rows))
-        else:
+            return
+        with reading_again():
             self.whole.read_into(out, rows)
 
     def read_whole(self, lend: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -143,8 +145,8 @@ def is_plain(group: ExpertGroup) -> bool:
 
 
 def first_held(group: ExpertGroup, holding: Holding, turn: Turn) -> ExpertGroup:
-    """The group with its first experts in memory, each until it is read whole. turn: of the group.
-    Raises CheckpointError, NotWanted."""
+    """The group with its first experts in memory, each until it is read whole, and the others read
+    through the page cache until then. turn: of the group. Raises CheckpointError, NotWanted."""
     shape, dtype, held_experts = group.shape[1:], group.dtype.torch, []
     return_small_blocks()
     with reading_once(), torch.inference_mode(False):
@@ -154,4 +156,9 @@ def first_held(group: ExpertGroup, holding: Holding, turn: Turn) -> ExpertGroup:
             is_read = np.ones(shape[0], bool)
             held_experts.append(HeldMatrix(matrix.info, matrix.slot, matrix, [memory], is_read))
     return_small_blocks()  # of the group before, which is done with by now
-    return replace(group, experts=(*held_experts, *group.experts[holding.count :]))
+    nothing = np.zeros(shape[0], bool)
+    others = (
+        HeldMatrix(matrix.info, matrix.slot, matrix, [], nothing)
+        for matrix in group.experts[holding.count :]
+    )
+    return replace(group, experts=(*held_experts, *others))

@@ -70,9 +70,9 @@ _paces: defaultdict[int, _Pace] = defaultdict(_Pace)
 
 
 class _Reader(threading.local):
-    """Whether this thread reads what nobody reads a second time."""
+    """Whether this thread reads what nobody reads a second time; or what is read again soon."""
 
-    reads_once = False
+    reads_once = reads_again = False
 
 
 _reader = _Reader()
@@ -87,6 +87,17 @@ def reading_once() -> Iterator[None]:
         yield
     finally:
         _reader.reads_once = before
+
+
+@contextmanager
+def reading_again() -> Iterator[None]:
+    """Within it, this thread reads what is read a second time soon: through the cache, however
+    quick a disk is."""
+    before, _reader.reads_again = _reader.reads_again, True
+    try:
+        yield
+    finally:
+        _reader.reads_again = before
 
 
 def as_here(function: Callable[P, R]) -> Callable[P, R]:
@@ -104,7 +115,7 @@ def as_here(function: Callable[P, R]) -> Callable[P, R]:
 def goes_past_cache(path: Path, nbytes: int) -> bool:
     """Whether a read of so many bytes goes past the cache, if that does not hold them. Raises
     OSError if there is no such file."""
-    if nbytes < LARGE_BYTES or not hasattr(os, "O_DIRECT"):
+    if nbytes < LARGE_BYTES or not hasattr(os, "O_DIRECT") or _reader.reads_again:
         return False
     disk = os.stat(path).st_dev
     with _lock:

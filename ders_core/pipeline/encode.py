@@ -21,6 +21,7 @@ from ders_core.compute.tracebacks import memory_goes_back
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.files.cache import opened
+from ders_core.files.cold_reads import reading_again
 from ders_core.files.inputs import Held, same_inputs
 from ders_core.files.tensor import FileTensor
 from ders_core.later import torch
@@ -200,7 +201,8 @@ def _decompositions(
     base, device = task.recipe.base, _codec_of(group, task).device_of(task.device)
     context = BaseContext(device, calibration.tokens_per_expert if calibration else None)
     if holding is not None:
-        group.read_ahead(holding.count)
+        with reading_again():
+            group.read_ahead(holding.count)
         group = first_held(group, holding, turn)
     elif base.is_stored and device.type == "cpu":  # a GPU copies from pinned memory
         group = held(group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,27 @@ def test_all_experts_are_held_in_the_memory_that_was_said(
         assert ROOM._taken == ROOM._beside == 0
     assert sum(read) == 3 * EXPERTS * MATRIX
     assert snapshot(tmp_path / "held") == snapshot(tmp_path / "read")
+
+
+def test_what_is_not_held_is_read_through_the_cache_the_first_time(
+    large: None, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However quick the disk is. Three of four experts are held, and read past the cache; so would
+    be the fourth the second time, as nothing is in the cache here."""
+    codec, past = make_codec(CODECS[0]), list[int]()
+
+    def read_past(path: Path, begin: int, memory: np.ndarray) -> int:
+        past.append(len(memory))
+        return 0
+
+    monkeypatch.setattr(cold_reads, "_paces", defaultdict(cold_reads._Pace))  # no disk is slow
+    monkeypatch.setattr(cold_reads, "_held", lambda file, begin, count: np.zeros(count, bool))
+    monkeypatch.setattr(cold_reads, "_read_past_cache", read_past)
+    room = max(codec.beside_bytes(SHAPE), CACHED_SLAB_BYTES)
+    monkeypatch.setattr(holding_module, "MOST_BYTES", 4 * MATRIX + room)
+    with threads_of_torch(1):
+        compress(checkpoint, tmp_path / "held", recipe_of(codec))
+    assert sum(past) == 3 * EXPERTS * MATRIX
 
 
 MIXTRAL = 14336, 4096
