@@ -12,9 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.counted_reads import read_sizes
 
-from ders_core.files import tensor as readers
-from ders_core.files.cold_reads import fill as fill_plainly
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor
@@ -35,14 +34,7 @@ def stored(tmp_path: Path) -> FileTensor:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many bytes each read of a file asks for."""
-    counts = list[int]()
-
-    def fill(path: Path, begin: int, memory: np.ndarray) -> None:
-        counts.append(len(memory))
-        fill_plainly(path, begin, memory)
-
-    monkeypatch.setattr(readers, "fill", fill)
-    return counts
+    return read_sizes(monkeypatch)
 
 
 def content(stored: FileTensor) -> bytes:

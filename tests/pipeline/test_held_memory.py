@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.codec_support import gauss
 from support.compress_support import Snapshot
+from support.counted_reads import read_sizes
 
 from ders_core.checkpoint import held as held_module
 from ders_core.checkpoint.room import ROOM, Room
@@ -57,19 +58,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many are read at a time from now on, of large pieces, in all threads."""
-    read, fill = list[int](), cold_reads.fill
-
-    def counted(path: Path, begin: int, memory: np.ndarray) -> None:
-        if len(memory) > 1 << 16:
-            read.append(len(memory))
-        fill(path, begin, memory)
-
-    monkeypatch.setattr("ders_core.files.tensor.fill", counted)
-    return read
-
-
 def recipe_of(codec: Codec) -> Recipe:
     return Recipe(name="x", rules=(Rule(codec=codec),))
 
@@ -101,7 +89,7 @@ def test_all_experts_are_held_in_the_memory_that_was_said(
         whole = (EXPERTS + 1) * MATRIX + max(beside, slabs)
         most = max(whole, 2 * MATRIX + (threads + UNUSED) * beside)  # so that one is read ahead
         monkeypatch.setattr(holding_module, "MOST_BYTES", most)
-        read, before = read_bytes(monkeypatch), buffers._account.in_use
+        read, before = read_sizes(monkeypatch, 1 << 16), buffers._account.in_use
         monkeypatch.setattr(buffers, "_free", [])  # what is kept may be larger than what is asked
         with buffers.memory_is_reused():
             compress(checkpoint, tmp_path / "held", recipe)

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from support.counted_reads import read_sizes
 from support.damaged_copies import edit_manifest
 from support.messages import raises_saying
 
 from ders_core.compute.threads import threads_of_torch
 from ders_core.errors import Cancelled, CheckpointError, OutputError
-from ders_core.files import tensor as readers
-from ders_core.files.cold_reads import fill as fill_plainly
 from ders_core.files.tensor import FileTensor
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
@@ -45,14 +44,7 @@ def packed(request: pytest.FixtureRequest, mixtral_dir: Path, tmp_path: Path) ->
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many bytes each read asks for."""
-    counts = list[int]()
-
-    def fill(path: Path, begin: int, memory: np.ndarray) -> None:
-        counts.append(len(memory))
-        fill_plainly(path, begin, memory)
-
-    monkeypatch.setattr(readers, "fill", fill)
-    return counts
+    return read_sizes(monkeypatch)
 
 
 def held_bytes(packed: Path) -> int:

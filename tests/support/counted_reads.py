@@ -1,4 +1,4 @@
-"""How often bytes of a file are read, and that of the experts of a group."""
+"""How many bytes reads ask for, how often each is read, and that of the experts of a group."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ def counted_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
     monkeypatch.setattr("ders_core.files.tensor.fill", counted)
     return counts
+
+
+def read_sizes(monkeypatch: pytest.MonkeyPatch, above: int = 0) -> list[int]:
+    """How many bytes each read of a file asks for from now on, of those that ask for more than
+    `above`, in all threads."""
+    sizes, fill = list[int](), cold_reads.fill
+
+    def noted(path: Path, begin: int, memory: np.ndarray) -> None:
+        if len(memory) > above:
+            sizes.append(len(memory))
+        fill(path, begin, memory)
+
+    monkeypatch.setattr("ders_core.files.tensor.fill", noted)
+    return sizes
 
 
 def times_read(counts: Counter[int], group: ExpertGroup) -> list[set[int]]:
