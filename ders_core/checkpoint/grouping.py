@@ -359,9 +359,14 @@ def _runs(
         first = column[0]
         if first.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
-                f"layer {block.index}, {name}: the experts are stored as {first.dtype.name}, an "
-                "already quantized form that is not known here; give the bfloat16, float16 or "
-                "float32 original"
+                f"layer {block.index}, {name}: the experts are stored as {first.dtype.name}, "
+                + (
+                    "which is not supported; convert the checkpoint to float32, for instance by "
+                    "transformers' from_pretrained(dtype=…) and save_pretrained()"
+                    if first.dtype is Dtype.F64
+                    else "an already quantized form that is not known here; give the bfloat16, "
+                    "float16 or float32 original"
+                )
             )
         if not all(first.shape):
             raise CheckpointError(

@@ -346,7 +346,7 @@ class Entropy(ReadOnce, DeltaCodec):
         return held_levels(parts["stream"], shape)
 
     def held_lengths(self, begins: PartBegins, shape: tuple[int, int]) -> dict[str, int]:
-        def tell(begin: torch.Tensor) -> int | None:
+        def tell(begin: np.ndarray) -> int | None:
             if not level_stream.is_one(begin):
                 return None  # of an earlier format version: it stays as it is
             return held_bytes(level_stream.about(begin, shape), shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ders_core.errors import CodecError
-from ders_core.later import torch
+from ders_core.later import np
 
 FIRST_BYTES = 1 << 14
 GROWTH = 8
@@ -17,10 +17,11 @@ Told = TypeVar("Told")
 
 @dataclass(frozen=True)
 class PartBegins:
-    """lengths: of each part. read: the first so many of a part."""
+    """lengths: of each part, in bytes. read: the first so many of a part, uint8; numpy's, because
+    headers and what streams begin with are told without torch."""
 
     lengths: Mapping[str, int]
-    read: Callable[[str, int], torch.Tensor]
+    read: Callable[[str, int], np.ndarray]
 
     def within(self, prefix: str) -> PartBegins:
         """Of one stage of a chain (see `codec.within`)."""
@@ -32,7 +33,7 @@ class PartBegins:
         }
         return PartBegins(lengths, lambda part, count: self.read(head + part, count))
 
-    def told_by(self, part: str, tell: Callable[[torch.Tensor], Told]) -> Told:
+    def told_by(self, part: str, tell: Callable[[np.ndarray], Told]) -> Told:
         """What the first bytes of a part tell, as few as are enough. Raises the CodecError of
         `tell` if all of them are not."""
         length, taken = self.lengths[part], FIRST_BYTES

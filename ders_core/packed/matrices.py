@@ -18,7 +18,7 @@ from ders_core.errors import CheckpointError, CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.store import TensorStore
 from ders_core.files.tensor import FileTensor
-from ders_core.later import torch
+from ders_core.later import np, torch
 from ders_core.packed.part_reads import ReadRows, rows_in_reused_memory
 from ders_core.packed.stacks import PackedStack
 
@@ -202,10 +202,9 @@ class PackedMatrices:
         names = {part: group.part_name(number, part) for part in codec.ragged}
         lengths = {part: stack.lengths[name][row] for part, name in names.items()}
 
-        def read(part: str, count: int) -> torch.Tensor:
-            begin = sum(stack.lengths[names[part]][:row])
-            rows = slice(begin, begin + min(count, lengths[part]))
-            return self._read(self._tensor(stack, names[part]), rows)
+        def read(part: str, count: int) -> np.ndarray:
+            begin, taken = sum(stack.lengths[names[part]][:row]), min(count, lengths[part])
+            return self._tensor(stack, names[part]).words(begin, (1, taken), (taken, 1))[0]
 
         with naming(self.place(stack, number)):
             return codec.held_lengths(PartBegins(lengths, read), stack.stacked[1:])

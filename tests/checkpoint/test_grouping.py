@@ -49,6 +49,12 @@ def test_experts_of_unequal_dtypes(mixtral_dir: Path, copy_of: Callable[[Path], 
     assert "damaged" not in str(caught.value)
 
 
+def test_experts_in_float64(mixtral_dir: Path, copy_of: Callable[[Path], Path]) -> None:
+    directory = copy_of(mixtral_dir)
+    edit_tensors(directory, lambda t: t | {n: t[n].double() for n in map(GATE.format, range(4))})
+    refused(directory, "layer 1, gate", "stored as F64, which is not supported", "float32")
+
+
 @pytest.mark.parametrize("shape", [(64,), (1, 112, 64), (0, 64)])
 def test_experts_that_are_no_matrices(
     mixtral_dir: Path, copy_of: Callable[[Path], Path], shape: tuple[int, ...]

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from support.quantized_references import fp8_config, random_codes
 
+from ders_core import compress, open_checkpoint
 from ders_core.demo.unpack import TRAINED
+from ders_core.pipeline.calibration import write_calibration
+from ders_core.recipe import Recipe
 
 HEAVY = ("torch", "transformers", "dask", "distributed", "scipy", "numba", "pandas", "streamlit")
 SUMMARY = ("pydantic", "ders_core.pipeline", "ders_core.checkpoint", "ders_core.cli.options")
@@ -75,6 +79,31 @@ def test_headers_and_hashes_need_no_torch(mixtral_dir: Path) -> None:
             (["info", packed, "--json"], '"upcycled": null', HEAVY),
         ]
     )
+
+
+@pytest.mark.parametrize("steps", ["even", "sensitive"])
+def test_what_streams_begin_with_needs_no_torch(
+    mixtral_dir: Path, tmp_path: Path, steps: str
+) -> None:
+    """`info` reads the beginning of each, for the bytes that they take in memory. Steps that
+    differ are decoded, by compiled loops, since these tell how many entries have which."""
+    entropy = {"codec": "entropy", "bits": 0.8, "steps": steps}
+    chain = {"codec": "chain", "stages": [{"codec": "lowrank", "rank": 1}, entropy]}
+    rules = [{"projections": ["down"], **chain}, entropy]
+    known = tmp_path / "calibration.safetensors"
+    original = open_checkpoint(mixtral_dir)
+    powers = {"routed": torch.tensor([9] * 4)}
+    for group in original.groups():
+        inputs = "mid" if group.projection == "down" else "in"
+        powers[f"{inputs}.moments"] = 1.0 + torch.arange(group.shape[2]) % 7
+    of_layers = {f"{layer}.{name}": t for layer in (0, 1) for name, t in powers.items()}
+    write_calibration(known, original.identity, 9, of_layers)
+    fields = {"name": "streams", "calibration": known, "rules": rules}
+    packed = tmp_path / "packed"
+    compress(mixtral_dir, packed, Recipe.model_validate(fields))
+    loops = ("numba", "scipy") if steps == "sensitive" else ()
+    unwanted = tuple(name for name in HEAVY if name not in loops)
+    check([(["info", str(packed)], "in memory", unwanted)])
 
 
 def test_the_first_look_at_an_original_needs_no_codec(mixtral_dir: Path, tmp_path: Path) -> None:

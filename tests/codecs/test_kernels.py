@@ -67,8 +67,8 @@ def test_rounding(
 
 
 def steps_of(random: np.random.Generator, shape: tuple[int, int], spread: float) -> Steps:
-    exponents = (random.normal(0, spread, length).astype(np.int64) for length in shape)
-    return Steps(*(torch.from_numpy(each) for each in exponents))
+    rows, columns = (random.normal(0, spread, length).astype(np.int64) for length in shape)
+    return Steps(rows, columns)
 
 
 @settings(deadline=None, max_examples=40)
@@ -87,8 +87,8 @@ def test_arranging_and_counting(
     steps = steps_of(random, shape, spread)
     codes = random.integers(FARTHEST - largest, FARTHEST + largest + 1, shape).astype(np.uint16)
     rows, columns = (each.reshape(-1) for each in np.indices(shape))
-    classes = steps.classes(torch.from_numpy(rows), torch.from_numpy(columns)).numpy()
-    order = np.lexsort((columns, steps.columns.numpy()[columns], rows, classes))
+    classes = steps.classes(rows, columns)
+    order = np.lexsort((columns, steps.columns[columns], rows, classes))
     wanted = np.zeros((steps.class_count, CODES), dtype=np.int64)
     np.add.at(wanted, (classes, codes.reshape(-1)), 1)
     whole = Arrangement.of(shape, steps)
@@ -123,6 +123,20 @@ def test_magnitudes_of_each_nth(sensitive: bool, stride: int, dtype: torch.dtype
     delta = weight.float() - base.float()
     scaled = delta if steps is None else steps.divided(delta)
     assert largest == float(scaled.view(-1)[::stride].abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_rows_in_units_of_their_steps(dtype: torch.dtype) -> None:
+    shape, some = (29, 61), slice(4, 22)
+    weight, base = gauss(shape, 1).to(dtype), gauss(shape, 2).to(dtype)
+    rows, columns = gauss((shape[0],), 3).exp(), gauss((shape[1],), 4).exp()
+    wanted = (weight.float() - base.float())[some] * rows[some].unsqueeze(1) * columns
+    for entries in (DifferenceEntries(weight, base), MatrixEntries(weight.float() - base.float())):
+        for compiled in (True, False):
+            with patch("ders_core.compute.kernels._installed", return_value=compiled):
+                scaled = torch.empty(some.stop - some.start, shape[1])
+                entries.read_scaled(some, rows[some], columns, scaled)
+            assert torch.equal(scaled, wanted)
 
 
 @settings(deadline=None, max_examples=40)

@@ -203,7 +203,7 @@ def classes_of(
 
 def some_steps(random: np.random.Generator, shape: tuple[int, int]) -> Steps:
     exponents = (random.normal(12, 4, length).astype(np.int64) for length in shape)
-    return Steps(*(torch.from_numpy(each) for each in exponents))
+    return Steps(*exponents)
 
 
 @pytest.mark.parametrize("steps", [False, True], ids=["even", "sensitive"])

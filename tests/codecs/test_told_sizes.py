@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,8 +34,7 @@ def written(likely: np.ndarray, classed: bool, seed: int) -> Written:
     levels = used.astype(np.float32)
     steps = None
     if classed:
-        rows, columns = (torch.from_numpy(random.integers(-4, 5, side)) for side in SHAPE)
-        steps = Steps(rows, columns)
+        steps = Steps(*(random.integers(-4, 5, side) for side in SHAPE))
     arrangement = Arrangement.of(SHAPE, steps)
     arranged = arrangement.arranged(numbers.reshape(SHAPE).astype(np.uint16))
     classes = [arranged[part] for part in arrangement.classes]

@@ -183,14 +183,14 @@ def test_a_classed_stream_gives_back_levels_times_steps(
     exponents = st.integers(SMALLEST // 4, LARGEST // 4)
     rows = data.draw(st.lists(exponents, min_size=out, max_size=out))
     columns = data.draw(st.lists(exponents, min_size=width, max_size=width))
-    steps = Steps(torch.tensor(rows, dtype=torch.int64), torch.tensor(columns, dtype=torch.int64))
+    steps = Steps(np.array(rows, dtype=np.int64), np.array(columns, dtype=np.int64))
     assert steps.class_count <= MOST_CLASSES
     drawn = data.draw(st.lists(st.integers(0, 3), min_size=out * width, max_size=out * width))
     used, numbers = np.unique(np.array(drawn, dtype=np.int64), return_inverse=True)
     levels = np.array([-2.5, 0.0, 1.0, 3.0], dtype=np.float32)[used]
     counts = np.zeros((steps.class_count, len(used)), dtype=np.int64)
-    places = torch.arange(out * width)
-    of_places = steps.classes(places // max(width, 1), places % max(width, 1)).numpy()
+    places = np.arange(out * width)
+    of_places = steps.classes(places // max(width, 1), places % max(width, 1))
     np.add.at(counts, (of_places, numbers), 1)
     arrangement = Arrangement.of((out, width), steps)
     arranged = arrangement.arranged(numbers.reshape(out, width).astype(np.uint16))

@@ -39,8 +39,8 @@ class Arrangement:
         order, kinds = np.arange(width, dtype=np.uint32), np.zeros(out, dtype=np.int64)
         edges = np.array([[0, *[width] * (1 if steps is None else steps.class_count)]])
         if steps is not None and out:
-            order = np.argsort(steps.columns.numpy(), kind="stable").astype(np.uint32)
-            rows, columns = steps.rows.numpy(), steps.columns.numpy()[order]
+            order = np.argsort(steps.columns, kind="stable").astype(np.uint32)
+            rows, columns = steps.rows, steps.columns[order]
             kinds = rows - rows.min()
             begins = steps.class_begins[1:]  # of sums of exponents
             each_kind = np.arange(rows.min(), rows.max() + 1)

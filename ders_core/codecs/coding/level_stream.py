@@ -136,7 +136,7 @@ def lanes_log2_of(bits: int) -> int:
     return min(max((bits // 8 // BYTES_PER_LANE).bit_length() - 1, 0), MOST_LANES_LOG2)
 
 
-def is_one(stream: torch.Tensor) -> bool:
+def is_one(stream: torch.Tensor | np.ndarray) -> bool:
     """Whether the stream has this form, and not one of format versions before 4."""
     return stream[:2].tolist() == [0xFF, 0xFF]
 
@@ -232,8 +232,9 @@ class About:
     has_factors: bool
 
 
-def about(begin: torch.Tensor, shape: tuple[int, int]) -> About:
-    """begin: the first bytes of a stream. Raises CodecError if they are too few, or no stream's."""
+def about(begin: np.ndarray, shape: tuple[int, int]) -> About:
+    """begin: the first bytes of a stream, uint8. Raises CodecError if they are too few, or no
+    stream's."""
     reader = Reader(begin)
     opened = _Opened.of(reader, shape, lambda dtype: reader.take(reader.left // 2, dtype))
     pairs = zip(opened.heads, opened.sizes, strict=True)
@@ -306,7 +307,7 @@ def _factor_tables(steps: Steps, pushes: list[Push]) -> list[list[int]]:
             numbers.append([0, 0])
             continue
         frequencies = frequencies_of(counts, BITS)
-        symbols = (vector - lowest).numpy().astype(symbol_dtype(len(counts)))
+        symbols = (vector - lowest).astype(symbol_dtype(len(counts)))
         pushes.append(Push(symbols, Table(frequencies), counts))
         numbers.append([lowest - SMALLEST, len(counts), *frequencies.tolist()])
     return numbers
@@ -327,5 +328,5 @@ def _popped_steps(
         if length and table is None:
             raise damaged()
         symbols = popper.pop(length, table) if table is not None else np.empty(0, np.uint8)
-        vectors.append(torch.from_numpy(symbols.astype(np.int64) + lowest))
+        vectors.append(symbols.astype(np.int64) + lowest)
     return Steps(*vectors)

@@ -30,23 +30,23 @@ class Steps:
     rows: int64 `[out]`. columns: int64 `[in]`. Both from SMALLEST to LARGEST.
     """
 
-    rows: torch.Tensor
-    columns: torch.Tensor
+    rows: np.ndarray
+    columns: np.ndarray
 
     @classmethod
     def even(cls, shape: tuple[int, int]) -> Steps:
         out, width = shape
-        return cls(torch.zeros(out, dtype=torch.int64), torch.zeros(width, dtype=torch.int64))
+        return cls(np.zeros(out, dtype=np.int64), np.zeros(width, dtype=np.int64))
 
     @cached_property
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Of rows `[out]` and columns `[in]`, float32; not to be changed."""
-        return powers(self.rows).numpy(), powers(self.columns).numpy()
+        return powers(self.rows), powers(self.columns)
 
     def inverse(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What entries are multiplied by to be in units of their steps: of rows `[out]` and of
         columns `[in]`, float32."""
-        return powers(-self.rows), powers(-self.columns)
+        return torch.from_numpy(powers(-self.rows)), torch.from_numpy(powers(-self.columns))
 
     def divided(self, delta: torch.Tensor) -> torch.Tensor:
         """Δ in units of its steps, `[out, in]` float32."""
@@ -55,20 +55,23 @@ class Steps:
 
     def multiply_(self, values: torch.Tensor) -> torch.Tensor:
         """The inverse of `divided`, in place."""
-        return values.mul_(powers(self.rows).unsqueeze(1)).mul_(powers(self.columns))
+        rows, columns = (torch.from_numpy(each) for each in self.factors)
+        return values.mul_(rows.unsqueeze(1)).mul_(columns)
 
-    def classes(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def classes(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Entries whose steps are alike to an octave (to more, where there are many octaves) have
         statistics of their own: the classes int64, from 0 up with the step, of entries in these
         rows and columns, int64 of shapes that go together."""
         low, high = self._range
-        sums = self.rows[rows] + self.columns[columns] - low
-        return sums.clamp_(0, high - low).floor_divide_(self._span)
+        sums: np.ndarray = self.rows[rows] + self.columns[columns] - low
+        np.clip(sums, 0, high - low, out=sums)
+        sums //= self._span
+        return sums
 
     @cached_property
     def class_count(self) -> int:
         """One more than the class of the largest steps."""
-        if not (self.rows.numel() and self.columns.numel()):
+        if not (self.rows.size and self.columns.size):
             return 1
         low, high = self._range
         largest = int(self.rows.max() + self.columns.max())
@@ -89,7 +92,7 @@ class Steps:
     def _range(self) -> tuple[int, int]:
         """Exponents of steps that all but OUTSIDE of the entries reach, and that all but as many do
         not exceed."""
-        if not (self.rows.numel() and self.columns.numel()):
+        if not (self.rows.size and self.columns.size):
             return 0, 0
         (first_row, of_rows), (first_column, of_columns) = self.counted
         first = first_row + first_column
@@ -105,12 +108,14 @@ class Steps:
         return PER_OCTAVE * -(-(high - low + 1) // (PER_OCTAVE * MOST_CLASSES))
 
 
-def _counted(exponents: torch.Tensor) -> Counted:
-    lowest = int(exponents.min()) if exponents.numel() else 0
-    return lowest, np.bincount((exponents - lowest).numpy())
+def _counted(exponents: np.ndarray) -> Counted:
+    lowest = int(exponents.min()) if exponents.size else 0
+    return lowest, np.bincount(exponents - lowest)
 
 
-def powers(exponents: torch.Tensor) -> torch.Tensor:
+def powers(exponents: np.ndarray) -> np.ndarray:
     """2^(exponents / PER_OCTAVE) float32, the same on every machine."""
-    whole = exponents.div(PER_OCTAVE, rounding_mode="floor")
-    return torch.ldexp(torch.tensor(ROOTS)[exponents - whole * PER_OCTAVE], whole)
+    whole = exponents // PER_OCTAVE
+    roots = np.array(ROOTS, dtype=np.float32)[exponents - whole * PER_OCTAVE]
+    scaled: np.ndarray = np.ldexp(roots, whole.astype(np.int32))
+    return scaled

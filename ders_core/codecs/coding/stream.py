@@ -61,8 +61,8 @@ class Writer:
 class Reader:
     """Takes the parts off again. Raises CodecError where less is left than requested."""
 
-    def __init__(self, stream: torch.Tensor) -> None:
-        self._bytes = stream.cpu().numpy()
+    def __init__(self, stream: torch.Tensor | np.ndarray) -> None:
+        self._bytes = stream if isinstance(stream, np.ndarray) else stream.cpu().numpy()
         self._at = 0
 
     @property

@@ -49,7 +49,7 @@ class Succession:
 
     def rounding(self, curvature: Curvature, steps: Steps) -> Compensated:
         """In units of these steps. curvature: of all entries."""
-        scale = _known(curvature).rsqrt() * powers(-steps.columns)
+        scale = _known(curvature).rsqrt() * torch.from_numpy(powers(-steps.columns))
         return Compensated(self.order, (self.factor * scale[self.order]).float().contiguous())
 
 

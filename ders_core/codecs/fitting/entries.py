@@ -109,7 +109,7 @@ class Entries:
         rows, columns = places // width, places % width
         of_rows, of_columns = self.factors
         scaled = (values * of_rows[rows]).mul_(of_columns[columns])
-        return scaled, self.steps.classes(rows, columns)
+        return scaled, torch.from_numpy(self.steps.classes(rows.numpy(), columns.numpy()))
 
     def coded_with(self, step: float, rounding: Rounding) -> Coded:
         """All entries with this step."""

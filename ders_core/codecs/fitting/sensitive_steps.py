@@ -13,7 +13,7 @@ from ders_core.codecs.coding.steps import LARGEST, PER_OCTAVE, SMALLEST, Steps
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.rounding import EXACT_CODES
 from ders_core.compute.pieces import CHUNK, row_pieces
-from ders_core.later import torch
+from ders_core.later import np, torch
 
 LEAST_SHARE = 0.03
 """Of the mean curvature of all rows (columns): no row (column) is taken to be less sensitive. With
@@ -62,8 +62,9 @@ class RowsInSteps:
         if not beyond.any() or float(beyond.double().mean()) > MOST_COARSE_ROWS:
             return self.steps
         ratio = self.largest.double() / finest
-        more = torch.log2(ratio).clamp_min_(0).mul_(PER_OCTAVE).ceil_().long()
-        return Steps((self.steps.rows + more).clamp_(SMALLEST, LARGEST), self.steps.columns)
+        more = torch.log2(ratio).clamp_min_(0).mul_(PER_OCTAVE).ceil_().long().numpy()
+        rows = np.clip(self.steps.rows + more, SMALLEST, LARGEST)
+        return Steps(rows, self.steps.columns)
 
 
 def steps_by_inputs(importance: torch.Tensor, out: int) -> Steps:
@@ -72,12 +73,13 @@ def steps_by_inputs(importance: torch.Tensor, out: int) -> Steps:
     mean = float(power.mean()) if power.numel() else 0.0
     if not mean > 0:
         return Steps.even((out, power.numel()))
-    return Steps(torch.zeros(out, dtype=torch.int64), _exponents(power / mean))
+    return Steps(np.zeros(out, dtype=np.int64), _exponents(power / mean))
 
 
-def _exponents(sensitivity: torch.Tensor) -> torch.Tensor:
+def _exponents(sensitivity: torch.Tensor) -> np.ndarray:
     """PER_OCTAVE · log2 of sensitivity^(−½), rounded: int64 `[n]`."""
     numbers = sensitivity.double()
     least = max(LEAST_SHARE * float(numbers.mean()), LEAST)
     exponents = torch.log2(numbers.clamp_min(least)) * (-PER_OCTAVE / 2)
-    return exponents.round_().long().clamp_(SMALLEST, LARGEST)
+    rounded: np.ndarray = exponents.round_().long().clamp_(SMALLEST, LARGEST).numpy()
+    return rounded

@@ -44,20 +44,20 @@ def read(stream: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 
 def _members(steps: Steps) -> Iterator[np.ndarray]:
     """The places of each class's entries, ascending."""
-    rows, columns = torch.arange(steps.rows.numel()), torch.arange(steps.columns.numel())
-    classes = steps.classes(rows.unsqueeze(1), columns).to(torch.uint8).view(-1)
-    ends = np.cumsum(np.bincount(classes.numpy(), minlength=steps.class_count))
+    rows, columns = np.arange(steps.rows.size), np.arange(steps.columns.size)
+    classes = steps.classes(rows[:, None], columns).astype(np.uint8).reshape(-1)
+    ends = np.cumsum(np.bincount(classes, minlength=steps.class_count))
     yield from np.split(_order(classes, ends), ends[:-1])
 
 
-def _order(classes: torch.Tensor, ends: np.ndarray) -> np.ndarray:
-    if not kernels.takes(classes):
-        ordered: np.ndarray = np.argsort(classes.numpy(), kind="stable")
+def _order(classes: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    if not kernels.takes():
+        ordered: np.ndarray = np.argsort(classes, kind="stable")
         return ordered
     from ders_core.compute.kernels import grouping
 
-    order = np.empty(classes.numel(), dtype=np.int64)
-    grouping.stable_order(classes.numpy(), np.concatenate([[0], ends[:-1]]), order)
+    order = np.empty(classes.size, dtype=np.int64)
+    grouping.stable_order(classes, np.concatenate([[0], ends[:-1]]), order)
     return order
 
 
@@ -74,8 +74,9 @@ def _take_table(length: int, reader: Reader) -> tuple[int, np.ndarray]:
     return start + SMALLEST, counts
 
 
-def _pop(length: int, lowest: int, counts: np.ndarray, stack: Stack) -> torch.Tensor:
+def _pop(length: int, lowest: int, counts: np.ndarray, stack: Stack) -> np.ndarray:
     used = np.flatnonzero(counts)
     if not length:
-        return torch.zeros(0, dtype=torch.int64)
-    return torch.from_numpy(used[stack.pop(length, Model(counts[used]))] + lowest)
+        return np.zeros(0, dtype=np.int64)
+    popped: np.ndarray = used[stack.pop(length, Model(counts[used]))] + lowest
+    return popped
