@@ -8,7 +8,6 @@ from ders_core.codecs import Codec, Expected, Keep, Strength
 from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.errors import DersError
 from ders_core.later import pd
-from ders_core.pipeline.forecast import KEPT
 from ders_core.pipeline.plan import stack_specs
 from ders_core.pipeline.quality import GAIN, NOISE, OUTPUT_ERROR, WEIGHT_ERROR, Figure
 from ders_core.recipe import Recipe, Rule
@@ -138,7 +137,7 @@ def foretell(codec: Codec) -> None:
             forecast_button(source, alone)
         else:
             forecast_cells(told, in_table=False)
-            outputs = [entry.rel_error_output for entry in told.entries if entry.base != KEPT]
+            outputs = [entry.rel_error_output for entry in told.entries if entry.is_replaced]
             if outputs and outputs[0] is not None:
                 told_cell(OUTPUT_ERROR, outputs[0], "From a sample of rows and experts.")
 
