@@ -19,13 +19,15 @@ from ders_core.ui.beside_section import beside_section
 from ders_core.ui.budget_section import budget_section
 from ders_core.ui.calibration_job import calibration_job, calibration_texts
 from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
+from ders_core.ui.linked_recipe import TOO_LONG, fits_address
 from ders_core.ui.plain import plain, show_error
+from ders_core.ui.predicted_size import PredictedSize
 from ders_core.ui.preset_cards import preset_cards
 from ders_core.ui.recipe_difference import difference
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_groups import groups_section
 from ders_core.ui.recipe_table import calibration_sentence, cliff_sentence, has_gains, table
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text
 
 
 def change(recipe: Recipe) -> None:
@@ -48,21 +50,19 @@ def totals(
 ) -> None:
     """What the recipe leaves, at the bottom of the window while the table scrolls; remarks on it
     where they are called for. in_table: whether the table has gains of what is replaced."""
-    if told is None:
-        after, bound = plan.bytes_after, "" if plan.exact else ", at most"
-    else:
-        after, bound = told.bytes_after, "" if told.exact else ", about"
+    size = PredictedSize.of(plan, told)
     with st.bottom, st.container(horizontal=True, gap="medium", vertical_alignment="center"):
         st.metric("Weight files now", bytes_text(plan.bytes_before), width="content")
         st.metric(
-            f"After{bound}",
-            bytes_text(after),
+            size.label("After"),
+            size.bytes_words,
             help="Bytes of the packed safetensors files, headers included. An upper bound where "
             "the data decide: coded positions, entropy-coded and lossless streams, ranks by "
-            "energy, several means.",
+            "energy, several means. Where that bound is no less than the original, *Predict* finds "
+            "the size from a sample.",
             width="content",
         )
-        st.metric(f"Of original{bound}", share_text(after / plan.bytes_before), width="content")
+        st.metric(size.label("Of original"), size.share_words, width="content")
         st.metric(
             "Groups replaced",
             f"{sum(entry.packed for entry in plan.entries)} of {len(plan.entries)}",
@@ -213,6 +213,8 @@ source = frame.need_checkpoint()
 recipe = session.recipe()
 preset_cards(source, choose_preset)
 file_row(recipe)
+if not fits_address(recipe):
+    st.caption(f"This recipe is {TOO_LONG}.")
 base_and_calibration(recipe, source)
 problem = st.session_state.pop("recipe_error", None)
 if problem:

@@ -15,7 +15,7 @@ from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(3600)]
 
-ELSEWHERE = "started in another browser, or at another address"
+ELSEWHERE = "started elsewhere"
 
 
 def name_of(context: BrowserContext) -> str:
