@@ -59,7 +59,10 @@ from ders_core.units import bytes_text, duration_text, share_text
 
 KIND = "run"
 # of a run, in the plot
-PLOTTED = ["name", "ratio", KL.key, KL_LOW.key, KL_HIGH.key, "bytes_after", PERPLEXITY.key]
+PLOTTED = [
+    *("name", "ratio", KL.key, KL_LOW.key, KL_HIGH.key, "bytes_after", PERPLEXITY.key),
+    runs.PLAIN,
+]
 SIZES = {"bytes_before": "before, MB", "bytes_after": "after, MB"}
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
 
