@@ -213,10 +213,13 @@ def _sides(runs: pd.DataFrame) -> list[str]:
     """On which side of its dot each run's name stands: above, it would stand in the interval, and
     beside, in the line. To the left if there is room, and another run's name to the right.
 
-    runs: columns ratio and kl, sorted by ratio and then kl.
+    runs: columns ratio, kl and kl_high, sorted by ratio and then kl.
     """
-    ratios, kls = (runs[name].to_numpy(dtype=np.float64) for name in ("ratio", "kl"))
-    width, height = NAME_WIDTH * ROOM_FOR_NAMES * ratios.max(), NAME_HEIGHT * kls.max()
+    ratios, kls, ends = (
+        runs[name].to_numpy(dtype=np.float64) for name in ("ratio", "kl", "kl_high")
+    )
+    top = max(kls.max(), np.nanmax(ends, initial=0.0))  # of the axis
+    width, height = NAME_WIDTH * ROOM_FOR_NAMES * ratios.max(), NAME_HEIGHT * top
     sides = []
     for place, (ratio, kl) in enumerate(zip(ratios, kls, strict=True)):
         is_beside = np.abs(kls - kl) <= height

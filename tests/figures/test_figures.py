@@ -183,6 +183,16 @@ def test_on_which_side_names_stand(dots: list[tuple[float, float]], left: list[i
     assert set(sides) <= {"top left", "top right"}
 
 
+def test_an_interval_makes_names_stand_higher() -> None:
+    """The axis ends where the longest interval does, so all else is closer together on it."""
+    runs = pd.DataFrame({"name": ["a", "b", "c"], "ratio": [0.5, 0.6, 0.65], "perplexity": 1.0})
+    runs = runs.assign(kl=[0.05, 0.003, 0.009], kl_low=0.0, bytes_after=1.0)
+    for high, side in ((0.055, "top right"), (0.09, "top left")):
+        ends = [high, None, None]
+        sides = figures.size_quality(runs.assign(kl_high=ends)).data[1].textposition
+        assert sides[1] == side
+
+
 def test_the_report_stands_alone(analysis: Analysis) -> None:
     page = figures.report_html(analysis)
     assert analysis.verdict.sentence in page.replace("&#x27;", "'")
