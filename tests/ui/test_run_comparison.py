@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from streamlit.testing.v1 import AppTest
 from support.ended_jobs import add_ended
 from support.stored_results import ENTRY, MEASURED, ONE_TEXT, QUALITY, RUN
+from support.studio_pages import on, words
 
 from ders_core import figures
 from ders_core.jobs import JobStore, Workspace
@@ -112,3 +114,14 @@ def test_runs_without_a_base_are_known_as_plain(tmp_path: Path) -> None:
         result = RUN | {"report": RUN["report"] | {"entries": bases}}
         (row,) = ended([replace(job, result=result)]).to_dict("records")
         assert row["plain"] is plain
+
+
+def test_runs_of_several_checkpoints_are_said_to_be_so(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    store = JobStore(workspace.store_path)
+    add_ended(store, "run", checkpoint="/models/first")
+    assert "checkpoints:" not in words(on(app.run(), "runs"))
+    add_ended(store, "run", checkpoint="/models/*second*")
+    on(app, "runs")
+    assert "Runs of 2 checkpoints: models / \\*second\\*, models / first." in words(app)
