@@ -22,22 +22,16 @@ def run_comparison(jobs: Sequence[Job]) -> None:
     if len(jobs) < 2:
         return
     st.markdown("### Selected runs side by side")
-    measured = text_kls(jobs)
-    if not measured.empty:
-        plot(
-            figures.kl_on_texts(measured),
-            "run_texts",
-            measured,
-            alt="KL of each run on each text, with its interval",
-        )
-    errors = layer_errors(jobs)
-    if not errors.empty:
-        plot(
-            figures.errors_over_depth(errors),
-            "run_errors",
-            errors,
-            alt="Error of the weights of each run over the layers",
-        )
+    texts, over_layers = (
+        "KL of each run on each text, with its interval",
+        "Error of the weights of each run over the layers",
+    )
+    for key, table, draw, alt in (
+        ("run_texts", text_kls(jobs), figures.kl_on_texts, texts),
+        ("run_errors", layer_errors(jobs), figures.errors_over_depth, over_layers),
+    ):
+        if not table.empty:
+            plot(draw(table), key, table, alt=alt)
     first, *others = jobs
     for other in others:
         with st.expander(f"Recipe of {strong(other.title)} against {strong(first.title)}"):

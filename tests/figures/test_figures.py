@@ -188,7 +188,7 @@ def test_an_interval_makes_names_stand_higher() -> None:
     runs = pd.DataFrame({"name": ["a", "b", "c"], "ratio": [0.5, 0.6, 0.65], "perplexity": 1.0})
     runs = runs.assign(kl=[0.05, 0.003, 0.009], kl_low=0.0, bytes_after=1.0)
     for high, side in ((0.055, "top right"), (0.09, "top left")):
-        ends = [high, None, None]
+        ends = [high, math.nan, math.nan]
         sides = figures.size_quality(runs.assign(kl_high=ends)).data[1].textposition
         assert sides[1] == side
 

@@ -207,11 +207,12 @@ def many_forecasts() -> None:
 
     import streamlit as st
 
+    from ders_core.pipeline.forecast import Forecast
     from ders_core.recipe import Recipe
     from ders_core.ui import foretold
 
     source: Any = SimpleNamespace(store=SimpleNamespace(version="v"))
-    recipe, told = Recipe(name="recipe"), foretold.Forecast((), 1, None)
+    recipe, told = Recipe(name="recipe"), Forecast((), 1, None)
     foretold._keep(source, recipe, told)
     for number in range(50):
         foretold._keep(source, Recipe(name=f"slider {number}"), told)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 from support.ended_jobs import add_ended
-from support.stored_results import ENTRY, MEASURED, ONE_TEXT, QUALITY, RUN
+from support.stored_results import ENTRY, MEASURED, ONE_TEXT, QUALITY, REPORT, RUN
 from support.studio_pages import on, words
 
 from ders_core import figures
@@ -111,7 +111,7 @@ def test_runs_without_a_base_are_known_as_plain(tmp_path: Path) -> None:
         ([entries["none"] | kept], False),
         ([], False),
     ):
-        result = RUN | {"report": RUN["report"] | {"entries": bases}}
+        result = RUN | {"report": REPORT | {"entries": bases}}
         (row,) = ended([replace(job, result=result)]).to_dict("records")
         assert row["plain"] is plain
 
