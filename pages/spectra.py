@@ -132,15 +132,14 @@ def foretell(codec: Codec) -> None:
     """What a sample of this group tells, under the current recipe's base and calibration; the
     other groups stay as they are. With a calibration at once, as a sample of one group is small."""
     has_calibration = session.recipe().calibration is not None
+    if not codec.acts_by_rows:
+        st.caption(
+            f"{OUTPUT_ERROR.label.capitalize()}: not known from a sample of rows, as directions "
+            "are found in whole matrices; a run with a calibration measures it."
+        )
+        return
     if not has_calibration:
         st.caption("The error of outputs needs a calibration: the Recipe page measures one.")
-    if not codec.acts_by_rows:
-        if has_calibration:
-            st.caption(
-                f"{OUTPUT_ERROR.label.capitalize()}: not known from a sample of rows, as "
-                "directions are found in whole matrices; a run measures it."
-            )
-        return
     rule = Rule(layers=str(layer), projections=(projection,), codec=codec)
     alone = Recipe.model_validate({**dict(session.recipe()), "rules": [rule]})
     try:
