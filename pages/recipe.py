@@ -18,14 +18,17 @@ from ders_core.ui.base_row import base_row
 from ders_core.ui.beside_section import beside_section
 from ders_core.ui.budget_section import budget_section
 from ders_core.ui.calibration_job import calibration_job, calibration_texts
+from ders_core.ui.cliff_warnings import cliff_warnings
 from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
+from ders_core.ui.linked_recipe import TOO_LONG, fits_address
 from ders_core.ui.plain import plain, show_error
+from ders_core.ui.predicted_size import PredictedSize
 from ders_core.ui.preset_cards import preset_cards
 from ders_core.ui.recipe_difference import difference
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_groups import groups_section
-from ders_core.ui.recipe_table import calibration_sentence, cliff_sentence, has_gains, table
-from ders_core.units import bytes_text, share_text
+from ders_core.ui.recipe_table import calibration_sentence, has_gains, table
+from ders_core.units import bytes_text
 
 
 def change(recipe: Recipe) -> None:
@@ -44,25 +47,22 @@ def choose_preset(name: str) -> None:
 
 
 def totals(
-    plan: Plan, recipe: Recipe, source: Checkpoint, told: Forecast | None, *, in_table: bool
+    plan: Plan, size: PredictedSize, source: Checkpoint, told: Forecast | None, *, in_table: bool
 ) -> None:
     """What the recipe leaves, at the bottom of the window while the table scrolls; remarks on it
     where they are called for. in_table: whether the table has gains of what is replaced."""
-    if told is None:
-        after, bound = plan.bytes_after, "" if plan.exact else ", at most"
-    else:
-        after, bound = told.bytes_after, "" if told.exact else ", about"
     with st.bottom, st.container(horizontal=True, gap="medium", vertical_alignment="center"):
         st.metric("Weight files now", bytes_text(plan.bytes_before), width="content")
         st.metric(
-            f"After{bound}",
-            bytes_text(after),
+            size.label("After"),
+            size.bytes_words,
             help="Bytes of the packed safetensors files, headers included. An upper bound where "
             "the data decide: coded positions, entropy-coded and lossless streams, ranks by "
-            "energy, several means.",
+            "energy, several means. Where that bound is no less than the original, *Predict* finds "
+            "the size from a sample.",
             width="content",
         )
-        st.metric(f"Of original{bound}", share_text(after / plan.bytes_before), width="content")
+        st.metric(size.label("Of original"), size.share_words, width="content")
         st.metric(
             "Groups replaced",
             f"{sum(entry.packed for entry in plan.entries)} of {len(plan.entries)}",
@@ -72,7 +72,7 @@ def totals(
         if told is not None:
             forecast_cells(told, in_table=in_table)
         else:
-            forecast_button(source, recipe)
+            forecast_button(source, plan.recipe)
         st.page_link("pages/runs.py", label="Run it", icon=":material/play_arrow:")
     if told is not None and (note := lossless_note(plan, told)):
         st.info(plain(f"{note[0].upper()}{note[1:]}."), icon=":material/compress:")
@@ -213,6 +213,8 @@ source = frame.need_checkpoint()
 recipe = session.recipe()
 preset_cards(source, choose_preset)
 file_row(recipe)
+if not fits_address(recipe):
+    st.caption(f"This recipe is {TOO_LONG}.")
 base_and_calibration(recipe, source)
 problem = st.session_state.pop("recipe_error", None)
 if problem:
@@ -229,9 +231,9 @@ except DersError as error:
     st.stop()
 told = foretold(source, recipe)
 rows = table(planned, reads.analysis(source), told)
-totals(planned, recipe, source, told, in_table=has_gains(rows, planned))
-if (danger := cliff_sentence(rows)) is not None:
-    st.warning(danger)
+size = PredictedSize.of(planned, told)
+totals(planned, size, source, told, in_table=has_gains(rows, planned))
+cliff_warnings(rows, planned, size, source)
 as_table, around, as_yaml, changed = st.tabs(["Table", "Bases and others", "YAML", "Difference"])
 with as_table:
     groups_section(planned, rows, source, change, fresh)

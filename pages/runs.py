@@ -48,6 +48,7 @@ from ders_core.ui.job_progress import (
 )
 from ders_core.ui.measured_texts import texts_table, worst_tokens
 from ders_core.ui.number_columns import figure_column, number_column
+from ders_core.ui.place_title import place_title
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import plot
 from ders_core.ui.repair_job import repair_form, repairs
@@ -55,11 +56,14 @@ from ders_core.ui.run_comparison import run_comparison
 from ders_core.ui.runs_table import runs_table
 from ders_core.ui.text_field import checked_texts
 from ders_core.ui.trust import trust_switch
-from ders_core.units import bytes_text, duration_text, share_text
+from ders_core.units import bytes_text, duration_text, listed, share_text
 
 KIND = "run"
 # of a run, in the plot
-PLOTTED = ["name", "ratio", KL.key, KL_LOW.key, KL_HIGH.key, "bytes_after", PERPLEXITY.key]
+PLOTTED = [
+    *("name", "ratio", KL.key, KL_LOW.key, KL_HIGH.key, "bytes_after", PERPLEXITY.key),
+    runs.PLAIN,
+]
 SIZES = {"bytes_before": "before, MB", "bytes_after": "after, MB"}
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
 
@@ -189,10 +193,22 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
         elif not chosen and not page.is_all:
             st.caption(f"Of {page.total} runs, the plot shows those in the table.")
     selected = [page.jobs[row] for row in chosen]
+    originals_line(selected or page.jobs)
     run_comparison(selected)
     report_button(selected or page.jobs, "runs_report")
     answers(selected or page.jobs)
     return selected
+
+
+def originals_line(jobs: list[Job]) -> None:
+    """Of which checkpoints the runs are, if of several: their sizes and KLs do not compare."""
+    places = list(dict.fromkeys(str(job.spec.get("checkpoint", "")) for job in jobs))
+    if len(places) > 1:
+        names = plain(listed([place_title(place) for place in places]))
+        st.caption(
+            f"Runs of {len(places)} checkpoints: {names}. Size and KL are against each run's own "
+            "original."
+        )
 
 
 def problem(job: Job) -> str:

@@ -8,13 +8,18 @@ from ders_core.codecs import Codec, Expected, Keep, Strength
 from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.errors import DersError
 from ders_core.later import pd
-from ders_core.pipeline.forecast import KEPT
 from ders_core.pipeline.plan import stack_specs
 from ders_core.pipeline.quality import GAIN, NOISE, OUTPUT_ERROR, WEIGHT_ERROR, Figure
 from ders_core.recipe import Recipe, Rule
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
-from ders_core.ui.foretold import forecast_button, forecast_cells, foretold, told_cell
+from ders_core.ui.foretold import (
+    forecast_button,
+    forecast_cells,
+    foretold,
+    foretold_at_once,
+    told_cell,
+)
 from ders_core.ui.plain import show_error
 from ders_core.ui.plots import live_plot, made, plot
 from ders_core.ui.recipe_table import codec_from, menu
@@ -125,22 +130,31 @@ def slider(label: str, strength: Strength) -> float:
 
 def foretell(codec: Codec) -> None:
     """What a sample of this group tells, under the current recipe's base and calibration; the
-    other groups stay as they are."""
+    other groups stay as they are. With a calibration at once, as a sample of one group is small."""
+    has_calibration = session.recipe().calibration is not None
+    if not codec.acts_by_rows:
+        st.caption(
+            f"{OUTPUT_ERROR.label.capitalize()}: not known from a sample of rows, as directions "
+            "are found in whole matrices; a run with a calibration measures it."
+        )
+        return
+    if not has_calibration:
+        st.caption("The error of outputs needs a calibration: the Recipe page measures one.")
     rule = Rule(layers=str(layer), projections=(projection,), codec=codec)
     alone = Recipe.model_validate({**dict(session.recipe()), "rules": [rule]})
     try:
         reads.plan(source, alone)
     except DersError:  # the current recipe was made for another checkpoint
         return
-    told = foretold(source, alone)
     with st.container(horizontal=True, gap="large"):
-        if told is None:
-            forecast_button(source, alone)
-        else:
+        told = (foretold_at_once if has_calibration else foretold)(source, alone)
+        if told is not None:
             forecast_cells(told, in_table=False)
-            outputs = [entry.rel_error_output for entry in told.entries if entry.base != KEPT]
+            outputs = [entry.rel_error_output for entry in told.entries if entry.is_replaced]
             if outputs and outputs[0] is not None:
                 told_cell(OUTPUT_ERROR, outputs[0], "From a sample of rows and experts.")
+        elif not has_calibration:
+            forecast_button(source, alone)
 
 
 def kept_by(codec: Codec, strength: Strength, loss: Expected | None) -> figures.Kept | None:
@@ -224,8 +238,7 @@ with st.container(border=True):
                 "it.",
                 width="content",
             )
-    if codec.expert(0).acts_by_rows:
-        foretell(codec.expert(0))
+    place_of_forecast = st.container()
     st.caption(
         "What is missing of the deltas (a gain below 1) points the same way in every layer and "
         "adds up; noise is independent and mostly cancels. At the same bytes, prefer a gain near 1."
@@ -252,3 +265,5 @@ with right:
         of_group(analysis.histograms, layer, projection),
         alt="Histogram of the deltas' values",
     )
+with place_of_forecast:  # last: a sample is encoded for it, and the rest is there already
+    foretell(codec.expert(0))

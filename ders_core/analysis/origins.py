@@ -63,7 +63,9 @@ def clusters_sentence(clusters: Sequence[int], gain: float) -> str:
     assignment = np.asarray(clusters)
     count, experts = int(assignment.max()) + 1, len(assignment)
     if count < 2:
-        return f"One base serves all {experts} experts." if experts > 1 else "There is one expert."
+        if experts == 1:
+            return "There is one expert."
+        return f"One base serves {'both' if experts == 2 else f'all {experts}'} experts."
     sets = [np.flatnonzero(assignment == cluster).tolist() for cluster in range(count)]
     if count <= MOST_NAMED:
         named = ": " + ", ".join("{" + _numbers(members) + "}" for members in sets)

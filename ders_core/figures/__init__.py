@@ -14,7 +14,7 @@ from ders_core.figures.maps import (
 from ders_core.figures.pair_blocks import pair_blocks, pair_table
 from ders_core.figures.pair_map import Range, similarity_heatmap
 from ders_core.figures.report import report_html
-from ders_core.figures.run_errors import errors_over_depth
+from ders_core.figures.run_errors import errors_over_depth, kl_on_texts
 from ders_core.figures.style import EXPERT_COLOURS
 from ders_core.figures.training import (
     SMOOTH,
@@ -38,6 +38,7 @@ __all__ = [
     "energy_curve",
     "errors_over_depth",
     "frontier",
+    "kl_on_texts",
     "latest_loads",
     "loss_curves",
     "memory_curve",

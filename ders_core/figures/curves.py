@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
@@ -10,6 +11,7 @@ from ders_core.analysis import Analysis, of_group, rank_for_energy
 from ders_core.figures.kept_spectrum import Kept, draw_kept
 from ders_core.figures.style import (
     ACCENT,
+    EXPERT_COLOURS,
     MEAN,
     PERCENT,
     QUIET,
@@ -32,6 +34,9 @@ ROOM_FOR_NAMES = 1.25
 """Width of a plot of runs, over that of its dots: names stand beside them."""
 NAME = 24
 """Characters of a run's name in the plot; the pointer is told the whole."""
+RUN, PLAIN_RUN = EXPERT_COLOURS[0], EXPERT_COLOURS[1]
+"""Of dots of runs, and of those without a base."""
+
 NAME_WIDTH, NAME_HEIGHT = 0.2, 0.08
 """Room that a name takes beside its dot, as shares of the width and of the largest KL."""
 MOST_NAMED = 16
@@ -208,10 +213,13 @@ def _sides(runs: pd.DataFrame) -> list[str]:
     """On which side of its dot each run's name stands: above, it would stand in the interval, and
     beside, in the line. To the left if there is room, and another run's name to the right.
 
-    runs: columns ratio and kl, sorted by ratio and then kl.
+    runs: columns ratio, kl and kl_high, sorted by ratio and then kl.
     """
-    ratios, kls = (runs[name].to_numpy(dtype=np.float64) for name in ("ratio", "kl"))
-    width, height = NAME_WIDTH * ROOM_FOR_NAMES * ratios.max(), NAME_HEIGHT * kls.max()
+    ratios, kls, ends = (
+        runs[name].to_numpy(dtype=np.float64) for name in ("ratio", "kl", "kl_high")
+    )
+    top = max(kls.max(), np.nanmax(ends, initial=0.0))  # of the axis
+    width, height = NAME_WIDTH * ROOM_FOR_NAMES * ratios.max(), NAME_HEIGHT * top
     sides = []
     for place, (ratio, kl) in enumerate(zip(ratios, kls, strict=True)):
         is_beside = np.abs(kls - kl) <= height
@@ -226,12 +234,14 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
     """Finished runs: share of the original's size against KL, with the Pareto line.
 
     runs: columns name, ratio, kl; kl_low and kl_high are drawn as its interval where they are
-    known; bytes_after and perplexity are shown on hover.
+    known; bytes_after and perplexity are shown on hover. Where there is a column plain, runs that
+    coded the weights without a base are marked: they are what others are compared with.
     """
     ordered = runs.sort_values(["ratio", "kl"])
     best = ordered["kl"].cummin()
     front = ordered[(ordered["kl"] <= best) & ~ordered["kl"].duplicated()]
     front = front[front["kl"] < front["kl"].shift(fill_value=math.inf)]
+    is_plain = [bool(plain) for plain in ordered.get("plain", [False] * len(ordered))]
     figure = go.Figure()
     figure.add_scatter(
         x=percent(front["ratio"]),
@@ -249,7 +259,12 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         hovertext=ordered["name"].map(label_of),
         textposition=_sides(ordered),
         name="runs",
-        marker={"size": 11, "color": "#0072b2"},
+        marker={
+            "size": 11,
+            "color": [PLAIN_RUN if plain else RUN for plain in is_plain],
+            "symbol": ["diamond" if plain else "circle" for plain in is_plain],
+        },
+        showlegend=False,  # it would have one colour and one form
         error_y={
             "array": ordered["kl_high"].astype(float) - ordered["kl"],
             "arrayminus": ordered["kl"] - ordered["kl_low"].astype(float),
@@ -262,11 +277,28 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         "KL %{y:.3g} nats a token<br>perplexity %{customdata[1]:.4g}<extra></extra>",
         cliponaxis=False,
     )
+    _legend_of_runs(figure, is_plain)
     figure.update_xaxes(
         title_text="size, share of original",
         range=[0, 100 * ROOM_FOR_NAMES * float(ordered["ratio"].max())],
         **PERCENT,
     )
     figure.update_yaxes(title_text=KL.label, rangemode="tozero")
-    figure.update_layout(showlegend=False)
-    return finish(figure, "Size against quality of the runs", height=420)
+    figure.update_layout(showlegend=True)
+    return finish(figure, "Size against quality of the runs", height=460)
+
+
+def _legend_of_runs(figure: go.Figure, is_plain: Sequence[bool]) -> None:
+    """What dots and diamonds are, of those that there are."""
+    for plain, name, colour, symbol in (
+        (False, "runs, with the interval of their KL", RUN, "circle"),
+        (True, "plain quantization, to compare with", PLAIN_RUN, "diamond"),
+    ):
+        if plain in is_plain:
+            figure.add_scatter(
+                x=[None],
+                y=[None],
+                mode="markers",
+                name=name,
+                marker={"size": 11, "color": colour, "symbol": symbol},
+            )

@@ -150,6 +150,7 @@ def norm_bars(
             "side": "right",
             "rangemode": "tozero",
             **PERCENT,
+            "tickformat": ".3~g",
             "showgrid": False,
             "title": {"text": "◆ share of choices"},
         }

@@ -1,12 +1,13 @@
-"""Errors of several runs over depth."""
+"""Several runs side by side: errors over depth, and the KL on each text."""
 
 from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from ders_core.figures.kl_axis import LEAST_KL, kl_axis
 from ders_core.figures.style import expert_colour, expert_dash, finish, label_of
 from ders_core.later import pd
-from ders_core.pipeline.quality import WEIGHT_ERROR
+from ders_core.pipeline.quality import KL, WEIGHT_ERROR
 
 
 def errors_over_depth(errors: pd.DataFrame) -> go.Figure:
@@ -34,3 +35,29 @@ def errors_over_depth(errors: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text=WEIGHT_ERROR.label, rangemode="tozero")
     figure.update_layout(showlegend=True)
     return finish(figure, "Error of the weights over depth", height=360)
+
+
+def kl_on_texts(measured: pd.DataFrame) -> go.Figure:
+    """KL of each run on each text that was measured apart, with its interval.
+
+    measured: columns run, text, kl, kl_low and kl_high, the last two NaN where there is no
+    interval. What loses nothing is not drawn: the axis is logarithmic.
+    """
+    figure = go.Figure()
+    for number, (run, rows) in enumerate(measured.groupby("run", sort=False)):
+        lossy = rows[rows["kl"] > LEAST_KL]
+        figure.add_scatter(
+            x=lossy["text"].map(label_of),
+            y=lossy["kl"],
+            name=label_of(str(run)),
+            mode="markers",
+            marker={"size": 10, "color": expert_colour(number)},
+            error_y={
+                "array": lossy["kl_high"] - lossy["kl"],
+                "arrayminus": lossy["kl"] - lossy["kl_low"],
+            },
+            hovertemplate="%{fullData.name}<br>%{x}<br>KL %{y:.3g} nats a token<extra></extra>",
+        )
+    figure.update_layout(scattermode="group", scattergap=0.6, showlegend=True)
+    figure.update_yaxes(title_text=KL.label, **kl_axis(figure))
+    return finish(figure, "KL on each text", height=360)

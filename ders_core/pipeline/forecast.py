@@ -43,12 +43,12 @@ from ders_core.pipeline.predicted import (
     removal_costs,
     routers_behind,
 )
-from ders_core.pipeline.report import Outlook
+from ders_core.pipeline.report import KEPT, Outlook
 from ders_core.pipeline.sampling import SAMPLE, Rows, encoded_sample
 from ders_core.recipe import Recipe
 
-KEPT = "none"
-"""The base of a group that stays as it is, or whose weights are coded without one."""
+BASELESS = "none"
+"""The base of a group whose weights are coded without one, or that stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class ForecastEntry:
 
     layer: int
     projection: str
+    codec: str
     base: str
     bytes_after: int
     gain: float | None
@@ -68,6 +69,10 @@ class ForecastEntry:
     router_noise: float | None = None
     bytes_lossless: int | None = None
     effective_gain: float | None = None
+
+    @property
+    def is_replaced(self) -> bool:
+        return self.codec != KEPT
 
     @property
     def costs(self) -> GroupCost | None:
@@ -115,7 +120,7 @@ class Forecast:
 
     @property
     def outlook(self) -> Outlook:
-        replaced = [entry for entry in self.entries if entry.base != KEPT]
+        replaced = [entry for entry in self.entries if entry.is_replaced]
         return Outlook.of(self.predicted_kl, [(entry.gain, entry.noise) for entry in replaced])
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,7 +157,8 @@ def forecast(
         if entry.codec.keeps:
             group_told = _kept(entry)
         elif recipe.base.files or not _can_be_sampled(entry):
-            group_told = ForecastEntry(*entry.key, "", entry.bytes_after, None, None, None)
+            label = entry.codec.label
+            group_told = ForecastEntry(*entry.key, label, "", entry.bytes_after, None, None, None)
             exact &= entry.exact
         else:
             known = group_knowledge(
@@ -210,7 +216,7 @@ def _other(
     codec = GroupCodec.same(entry.codec, stack.shape[0])
     known = tensor_knowledge(stack, calibration)
     known = known.of_rows(rows.pieces, rows.share)
-    told = _encoded("none", decomposition, codec, None, recipe, known, rows.chosen)
+    told = _encoded(BASELESS, decomposition, codec, None, recipe, known, rows.chosen)
     ragged = codec.ragged_bytes(entry.matrix, stack.dtype)
     return OtherForecast(
         entry.name,
@@ -242,7 +248,9 @@ def _lossless_bytes(decomposition: Decomposition, rows: Rows, most: int) -> int:
 
 
 def _kept(entry: PlanEntry) -> ForecastEntry:
-    return ForecastEntry(*entry.key, KEPT, entry.bytes_after, 1.0, 0.0, 0.0, effective_gain=1.0)
+    return ForecastEntry(
+        *entry.key, KEPT, BASELESS, entry.bytes_after, 1.0, 0.0, 0.0, effective_gain=1.0
+    )
 
 
 def _can_be_sampled(entry: PlanEntry) -> bool:
@@ -299,7 +307,7 @@ def _sampled(
                 without_base(group.of_rows(rows.pieces), "cpu"),
                 replace(of_rows, shrinks=False),
             )
-            plain = _encoded(KEPT, alone, entry.codec, None, recipe, known_alone, rows.chosen)
+            plain = _encoded(BASELESS, alone, entry.codec, None, recipe, known_alone, rows.chosen)
             if not pays(math.sqrt(best.loss), math.sqrt(plain.loss), least):
                 planned -= sum(spec.nbytes for spec in form.specs(shape, group.dtype).values())
                 best, form = plain, None
@@ -319,6 +327,7 @@ def _sampled(
     lengths = entry.codec.lengths_within(shape, group.dtype, of_deltas)
     told = ForecastEntry(
         *entry.key,
+        entry.codec.label,
         best.base,
         after,
         best.squares.gain,

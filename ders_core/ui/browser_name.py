@@ -7,6 +7,8 @@ import streamlit as st
 from ders_core.jobs import Job
 from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE, is_browser_name
 
+ELSEWHERE_HELP = "In another browser, or in this one at another address of the studio."
+
 
 def browser_name() -> str:
     """The name that the guard gave this browser; "" for one that keeps no cookies."""
@@ -20,4 +22,4 @@ def filed_where(job: Job) -> str:
     name = browser_name()
     if not name or job.filed_by in ("", name):
         return ""
-    return "started in another browser, or at another address"
+    return "started elsewhere"

@@ -18,7 +18,32 @@ _KEPT = 16
 def foretold(source: Checkpoint, recipe: Recipe) -> Forecast | None:
     """The forecast of this recipe, if it was made in this session."""
     told: dict[tuple[str, str], Forecast] = st.session_state.get(_KEY, {})
-    return told.get(_version(source, recipe))
+    found = told.pop(_version(source, recipe), None)
+    if found is not None:  # what was asked for last is kept longest
+        told[_version(source, recipe)] = found
+    return found
+
+
+def foretold_at_once(source: Checkpoint, recipe: Recipe) -> Forecast | None:
+    """The forecast of this recipe, made now unless it is known, with a bar meanwhile; None where it
+    cannot be made, and then the page shows why. For recipes of a few groups."""
+    known = foretold(source, recipe)
+    if known is not None:
+        return known
+    place = st.empty()
+    with place:
+        told = with_bar(foretell, source, recipe, "encoding a sample")
+    if told is not None:
+        place.empty()
+        _keep(source, recipe, told)
+    return told
+
+
+def _keep(source: Checkpoint, recipe: Recipe, told: Forecast) -> None:
+    """For this session; of earlier ones the latest."""
+    earlier = st.session_state.get(_KEY, {})
+    latest = list(earlier.items())[1 - _KEPT :]
+    st.session_state[_KEY] = dict(latest) | {_version(source, recipe): told}
 
 
 def _version(source: Checkpoint, recipe: Recipe) -> tuple[str, str]:
@@ -62,11 +87,11 @@ def told_cell(figure: Figure, value: float | None, how: str) -> None:
     )
 
 
-def forecast_button(source: Checkpoint, recipe: Recipe) -> None:
+def forecast_button(source: Checkpoint, recipe: Recipe, key: str = "predict") -> None:
     """Encodes a sample, with a bar meanwhile, and draws the page anew."""
     if not st.button(
         "Predict",
-        key="predict",
+        key=key,
         icon=":material/query_stats:",
         help="Encodes a sample of every group as the recipe says: bytes, gain and noise, and with "
         "a calibration that has gradients the KL. Nothing is written.",
@@ -75,7 +100,5 @@ def forecast_button(source: Checkpoint, recipe: Recipe) -> None:
     told = with_bar(foretell, source, recipe, "encoding a sample")
     if told is None:
         return
-    earlier = st.session_state.get(_KEY, {})
-    latest = list(earlier.items())[1 - _KEPT :]
-    st.session_state[_KEY] = dict(latest) | {_version(source, recipe): told}
+    _keep(source, recipe, told)
     st.rerun()

@@ -21,10 +21,11 @@ from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, ready_demo
 from ders_core.ui.foretold import foretold
 from ders_core.ui.job_progress import time_left
 from ders_core.ui.left_sessions import shut_down_left
-from ders_core.ui.linked_recipe import follow_named_recipe
+from ders_core.ui.linked_recipe import follow_linked_recipe, show_refused
 from ders_core.ui.place_title import place_title
 from ders_core.ui.plain import plain, show_error, strong
-from ders_core.units import bytes_text, share_text
+from ders_core.ui.predicted_size import PredictedSize
+from ders_core.units import bytes_text
 
 REFRESH_SECONDS = 2
 _FRAMED = "studio_framed"
@@ -65,9 +66,11 @@ def need_frame() -> None:
 
 
 def head(title: str, about: str) -> None:
-    """What a page begins with: its name, and a sentence that says what it is for."""
+    """What a page begins with: its name, and a sentence that says what it is for; and why the
+    recipe of a link was not taken, if one was followed."""
     st.title(title, anchor=False)
     st.caption(about)
+    show_refused()
 
 
 def show(page: Any) -> None:
@@ -95,7 +98,7 @@ def sidebar() -> None:
         open_demo()
     readable()
     session.show_in_address()
-    follow_named_recipe()
+    follow_linked_recipe()
     with st.sidebar:
         st.markdown("## DeRS Studio")
         source = opened_or_none()
@@ -127,12 +130,10 @@ def _predicted(source: Checkpoint | None) -> str:
         plan = reads.plan(source, recipe)
     except DersError:
         return "does not fit this checkpoint"
-    told = foretold(source, recipe)
-    if told is None:
-        after, bound = plan.bytes_after, "" if plan.exact else "at most "
-    else:  # as the Recipe page has it
-        after, bound = told.bytes_after, "" if told.exact else "about "
-    return f"→ {bound}{bytes_text(after)} ({share_text(after / plan.bytes_before)})"
+    size = PredictedSize.of(plan, foretold(source, recipe))  # as the Recipe page has it
+    if size.nbytes is None:
+        return f"→ size {size.bytes_words}"
+    return f"→ {size.with_bound} ({size.share_words})"
 
 
 def _draw_again_if_emptied() -> None:

@@ -13,7 +13,7 @@ from ders_core.jobs import Job, Which, ensure_worker
 from ders_core.jobs.job import JobState
 from ders_core.jobs.which import PAGE
 from ders_core.ui import session
-from ders_core.ui.browser_name import browser_name, filed_where
+from ders_core.ui.browser_name import ELSEWHERE_HELP, browser_name, filed_where
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import duration_text
 
@@ -82,8 +82,9 @@ def job_panel(job: Job, stop: str = "Cancel") -> DeltaGenerator:
             st.markdown(strong(job.title))
             st.badge(word, color=colour)  # type: ignore[arg-type]
             step = job.step if len(job.steps) > 1 and job.state == "running" else ""
-            if about := " · ".join(filter(None, (plain(step), filed_where(job)))):
-                st.caption(about)
+            where = filed_where(job)
+            if about := " · ".join(filter(None, (plain(step), where))):
+                st.caption(about, help=ELSEWHERE_HELP if where else None)
         if job.state in ACTIVE:
             st.progress(job.fraction)
             with st.container(horizontal=True, vertical_alignment="center"):

@@ -20,9 +20,6 @@ OTHER = "other (YAML)"
 """What the table shows for a codec without a menu entry, and for groups of several codecs. These
 are written in YAML; the table leaves them as they are."""
 
-LOW_GAIN = 0.5
-"""Below it more of a delta is missing than is given back."""
-
 FIRST_CHOICE = "unbiased rounding"
 """What the menu for many groups shows first."""
 
@@ -155,18 +152,6 @@ def has_gains(rows: pd.DataFrame, plan: Plan) -> bool:
     """Whether the gain of any group that is replaced stands in the table. rows: of `table`."""
     replaced = [entry.packed for entry in plan.entries]
     return bool(rows.loc[replaced, GAIN.key].notna().any())
-
-
-def cliff_sentence(rows: pd.DataFrame) -> str | None:
-    """A warning where a little less would cost much; None elsewhere. rows: of `table`."""
-    low = int((rows[GAIN.key].astype(float) < LOW_GAIN).sum())
-    if not low:
-        return None
-    return (
-        f"Near a cliff: in {low} of {len(rows)} groups less than half of the deltas is given back. "
-        "What is missing points the same way in every layer, and KL grows with the square of the "
-        "sum. Make the codec keep more there, or take a codec that is unbiased."
-    )
 
 
 def _expected(entry: PlanEntry, analysis: Analysis | None) -> Expected | None:

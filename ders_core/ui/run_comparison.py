@@ -1,4 +1,4 @@
-"""Part of the Runs page: what parts the selected runs, in their recipes and over their layers."""
+"""Part of the Runs page: what parts the selected runs, on texts, over layers, in their recipes."""
 
 from __future__ import annotations
 
@@ -10,30 +10,50 @@ import streamlit as st
 from ders_core import figures
 from ders_core.jobs import Job
 from ders_core.later import pd
-from ders_core.pipeline.quality import WEIGHT_ERROR
+from ders_core.pipeline.quality import KL, KL_HIGH, KL_LOW, WEIGHT_ERROR
 from ders_core.ui import runs
 from ders_core.ui.plain import strong
 from ders_core.ui.plots import plot
 
 
 def run_comparison(jobs: Sequence[Job]) -> None:
-    """Of two or more runs: errors of each over the layers, and each recipe against the first."""
+    """Of two or more runs: the KL of each on texts that were measured apart, errors over the
+    layers, and each recipe against the first."""
     if len(jobs) < 2:
         return
     st.markdown("### Selected runs side by side")
-    errors = layer_errors(jobs)
-    if not errors.empty:
-        plot(
-            figures.errors_over_depth(errors),
-            "run_errors",
-            errors,
-            alt="Error of the weights of each run over the layers",
-        )
+    texts, over_layers = (
+        "KL of each run on each text, with its interval",
+        "Error of the weights of each run over the layers",
+    )
+    for key, table, draw, alt in (
+        ("run_texts", text_kls(jobs), figures.kl_on_texts, texts),
+        ("run_errors", layer_errors(jobs), figures.errors_over_depth, over_layers),
+    ):
+        if not table.empty:
+            plot(draw(table), key, table, alt=alt)
     first, *others = jobs
     for other in others:
         with st.expander(f"Recipe of {strong(other.title)} against {strong(first.title)}"):
             text = recipe_difference(first, other)
             st.code(text or "No difference.", language="diff" if text else None)
+
+
+def text_kls(jobs: Sequence[Job]) -> pd.DataFrame:
+    """run, text, kl, kl_low, kl_high: a row for each text with a name of each run that measured its
+    KL."""
+    rows = []
+    for job, name in zip(jobs, runs.names(jobs), strict=True):
+        result = runs.readable(job)
+        quality = None if result is None else result.quality
+        rows += [
+            {"run": name, "text": text.name}
+            | {figure.key: getattr(text, figure.key) for figure in (KL, KL_LOW, KL_HIGH)}
+            for text in (quality.domains if quality is not None else ())
+            if text.kl is not None
+        ]
+    table = pd.DataFrame(rows, columns=["run", "text", KL.key, KL_LOW.key, KL_HIGH.key])
+    return table.astype(dict.fromkeys((KL.key, KL_LOW.key, KL_HIGH.key), float))
 
 
 def layer_errors(jobs: Sequence[Job]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ders_core.decompose.bases.none import NoBase
 from ders_core.errors import JobError
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
@@ -46,7 +47,13 @@ TASK = "task "
 WRITTEN = ("tags", "note")
 """What a person wrote about a run."""
 
-ROW = ["id", "name", "state", *COLUMNS, KL_LOW.key, KL_HIGH.key, "device", *WRITTEN, "remark"]
+PLAIN = "plain"
+"""Whether weights were coded without a base, as one would without this method."""
+
+ROW = [
+    *("id", "name", "state", *COLUMNS, KL_LOW.key, KL_HIGH.key, "device", *WRITTEN, "remark"),
+    PLAIN,
+]
 """Of a run that has ended."""
 
 MEANS, MEAN = (GAIN, NOISE, WEIGHT_ERROR), "The mean over the groups that are replaced."
@@ -85,6 +92,7 @@ def row(job: Job, result: RunResult) -> dict[str, Any]:
         GAIN.key: outlook.gain,
         NOISE.key: outlook.noise,
         WEIGHT_ERROR.key: sum(entry.rel_error_weight for entry in replaced) / count,
+        PLAIN: bool(replaced) and all(entry.base == NoBase.name for entry in replaced),
         **{f"{DOMAIN}{each.name}": each.kl for each in (quality.domains if quality else ())},
         **{f"{TASK}{each.label}": each.value for each in result.tasks},
     }

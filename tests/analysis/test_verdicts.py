@@ -95,6 +95,8 @@ def test_a_scratch_model_is_told_with_its_figures(scratch_dir: Path) -> None:
     ("clusters", "facts"),
     [
         ([0], ["one expert"]),
+        ([0, 0], ["One base serves both experts."]),
+        ([0, 0, 0], ["One base serves all 3 experts."]),
         ([0, 1, 2, 2, 2, 2, 0, 1], ["3 sets", "{0, 6}, {1, 7}, {2–5};", "0.012 ×"]),
         (list(range(10)) * 3, ["10 sets", "3 each", "0.012 ×"]),
         ([0, *range(12)], ["12 sets", "1 to 2 each", "0.012 ×"]),

@@ -1,8 +1,11 @@
-"""Two browsers before one studio: each is told which jobs it did not start itself."""
+"""Two browsers before one studio: each is told which jobs it did not start itself, and a link shows
+the same in both."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from playwright.sync_api import BrowserContext, expect
@@ -11,11 +14,14 @@ from support.ended_jobs import add_ended
 from support.studio_process import Studio
 
 from ders_core.jobs.schema import transaction
+from ders_core.jobs.workspace import Workspace
+from ders_core.recipe import Recipe, presets
 from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE
+from ders_core.ui.opened import Open
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(3600)]
 
-ELSEWHERE = "started in another browser, or at another address"
+ELSEWHERE = "started elsewhere"
 
 
 def name_of(context: BrowserContext) -> str:
@@ -57,3 +63,29 @@ def test_a_link_of_another_site_leaves_a_browser_its_name(
         page.get_by_role("link").click()
         expect(page.get_by_test_id("stSidebar").get_by_text("Worker")).to_be_attached()
         assert (name_of(context) == name) == known
+
+
+def make_current(studio: Studio, recipe: Recipe) -> None:
+    """The recipe that new sessions begin with."""
+    workspace = Workspace(studio.workspace)
+    replace(Open.load(workspace), recipe=recipe.to_yaml()).save(workspace)
+
+
+def test_a_link_and_a_reload_show_a_recipe_that_was_not_saved(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    changed = presets()["quantized-2bit"].model_copy(update={"name": "of a link", "seed": 5})
+    make_current(studio, changed)
+    page = visit(color_scheme="light").new_page()
+    drawn(page, f"{studio.address}/runs")
+    expect(page).to_have_url(re.compile(r"[?&]recipe-text=[\w-]+"))
+    link = page.url
+    make_current(studio, presets()["keep"])  # it goes on
+    other = visit(color_scheme="dark").new_page()
+    drawn(other, f"{studio.address}/runs")
+    sidebar = other.get_by_test_id("stSidebar")
+    expect(sidebar.get_by_text("keep", exact=True)).to_be_visible()
+    for follow in (lambda: drawn(other, link), other.reload):
+        follow()
+        expect(sidebar.get_by_text("of a link", exact=True)).to_be_visible()
+        expect(other).to_have_url(link)

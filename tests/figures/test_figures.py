@@ -108,12 +108,38 @@ def test_the_pareto_line_leaves_out_what_is_beaten() -> None:
             "perplexity": [9.0, 9.1, 8.0, 7.9],
         }
     )
-    line, dots = figures.size_quality(runs).data
+    line, dots, legend = figures.size_quality(runs).data
+    assert (legend.marker.symbol, legend.name) == ("circle", "runs, with the interval of their KL")
     assert list(line.x) == pytest.approx([20, 40, 90])
     assert [name.strip() for name in dots.text] == ["small", "beaten", "good", "large"]
     assert list(dots.error_y.array)[::2] == pytest.approx([0.2, 0.1])
     assert list(dots.error_y.arrayminus)[::2] == pytest.approx([0.1, 0.05])
     assert math.isnan(dots.error_y.array[1])
+
+
+def test_runs_without_a_base_are_marked_and_the_legend_says_why() -> None:
+    runs = pd.DataFrame(
+        {
+            "name": ["ours", "plain"],
+            "ratio": [0.3, 0.2],
+            "kl": [0.1, 0.6],
+            **{name: [1.0] * 2 for name in ("kl_low", "kl_high", "bytes_after", "perplexity")},
+            "plain": [False, True],
+        }
+    )
+    figure = figures.size_quality(runs)
+    line, dots, *legend = figure.data
+    assert [text.strip() for text in dots.text] == ["plain", "ours"]  # by size
+    assert list(dots.marker.symbol) == ["diamond", "circle"]
+    assert dots.marker.color[0] != dots.marker.color[1]
+    assert [
+        (each.name.split(",")[0], each.marker.symbol, each.marker.color) for each in legend
+    ] == [
+        ("runs", "circle", dots.marker.color[1]),
+        ("plain quantization", "diamond", dots.marker.color[0]),
+    ]
+    assert line.name == "best at each size"
+    assert figure.layout.showlegend
 
 
 def test_names_of_runs_are_short_and_not_in_each_others_way() -> None:
@@ -155,6 +181,16 @@ def test_on_which_side_names_stand(dots: list[tuple[float, float]], left: list[i
     sides = figures.size_quality(runs).data[1].textposition
     assert [place for place, side in enumerate(sides) if side == "top left"] == left
     assert set(sides) <= {"top left", "top right"}
+
+
+def test_an_interval_makes_names_stand_higher() -> None:
+    """The axis ends where the longest interval does, so all else is closer together on it."""
+    runs = pd.DataFrame({"name": ["a", "b", "c"], "ratio": [0.5, 0.6, 0.65], "perplexity": 1.0})
+    runs = runs.assign(kl=[0.05, 0.003, 0.009], kl_low=0.0, bytes_after=1.0)
+    for high, side in ((0.055, "top right"), (0.09, "top left")):
+        ends = [high, math.nan, math.nan]
+        sides = figures.size_quality(runs.assign(kl_high=ends)).data[1].textposition
+        assert sides[1] == side
 
 
 def test_the_report_stands_alone(analysis: Analysis) -> None:

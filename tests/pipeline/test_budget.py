@@ -210,7 +210,9 @@ def test_a_plan_says_where_lossless_takes_less(
     chosen = with_knob(asked, 1e-4, check_budget(asked, source))
     plan = resolve(chosen, source)
     entries = [
-        ForecastEntry(*entry.key, "mean", 2_000_000, 1.0, 0.1, None, bytes_lossless=1_000_000)
+        ForecastEntry(
+            *entry.key, "quantized", "mean", 2_000_000, 1.0, 0.1, None, bytes_lossless=1_000_000
+        )
         for entry in plan.entries
     ]
     told, asked_of = Forecast(tuple(entries), 9_000_000, None), list[Plan]()

@@ -19,13 +19,18 @@ from support import forks
 from support.compress_support import TWO_BITS, Snapshot
 from support.forks import FORKS
 
+from ders_core.checkpoint.layouts import Projection
 from ders_core.codecs import Entropy, Lossless, Quantized
 from ders_core.compute import threads as threads_module
 from ders_core.compute.threads import threads_of_torch
+from ders_core.decompose.bases.none import NoBase
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline import encoder as encoder_module
 from ders_core.pipeline.compress import compress
+from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.knowledge import encode_expert
+from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.report import Outlook, Report
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
@@ -94,6 +99,25 @@ def test_groups_that_are_kept_do_not_count_for_the_outlook(
     kept = compress(mixtral_dir, tmp_path / "kept", presets()["keep"])
     assert kept.outlook == Outlook()
     assert kept.outlook.text == ""
+
+
+@pytest.mark.parametrize("projections", [("down",), ("gate", "up", "down")])
+def test_groups_without_a_base_count_for_the_forecast_and_kept_ones_do_not(
+    mixtral_dir: Path, tmp_path: Path, projections: tuple[Projection, ...]
+) -> None:
+    """A sample of such small experts is all of them, so the forecast is what a run measures."""
+    rule = Rule(codec=Quantized(bits=2), projections=projections)
+    recipe = Recipe(name="baseless", base=NoBase(), rules=(rule,))
+    source = open_checkpoint(mixtral_dir)
+    told = forecast(resolve(recipe, source), source)
+    report = compress(mixtral_dir, tmp_path / "out", recipe)
+    assert {entry.base for entry in told.entries} == {"none"}
+    assert [entry.codec for entry in told.entries] == [entry.codec for entry in report.entries]
+    assert report.outlook.gain is not None
+    assert report.outlook.noise is not None
+    assert 0.8 < report.outlook.gain < 0.95  # of kept groups it is 1
+    assert told.outlook.gain == pytest.approx(report.outlook.gain, rel=1e-4)
+    assert told.outlook.noise == pytest.approx(report.outlook.noise, rel=1e-4)
 
 
 def test_a_large_prediction_says_that_it_may_be_too_low() -> None:

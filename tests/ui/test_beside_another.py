@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
+from support.stored_results import RESULTS
 from support.studio_pages import on, opened, words
 
 from ders_core import figures
 from ders_core.analysis import Analysis, analyze, of_group
 from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.claims import Claims
 from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.compress import compress
 from ders_core.recipe import presets
 from ders_core.ui.place_title import place_title
 from ders_core.units import number_text
@@ -59,6 +65,44 @@ def test_another_checkpoint_is_shown_beside_on_one_scale(
     app.run()
     assert not app.exception
     assert "was changed since it was analysed" in words(app)
+
+
+def test_two_packed_forms_are_shown_side_by_side(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    """Their experts as they are given back: one bit and two make different ones."""
+    store, analyses, places = JobStore(workspace.store_path), [], []
+    for bits in (1, 2):
+        packed = workspace.path / f"{bits}-bit"
+        compress(mixtral_dir, packed, presets()[f"quantized-{bits}bit"])
+        checkpoint = open_checkpoint(packed)
+        analyses.append(analyze(checkpoint))
+        analyses[-1].save(workspace.analysis_dir(checkpoint.identity))
+        store.submit("analyze", {"checkpoint": str(packed)})
+        claim = Claims(store.path, "me").claim()
+        assert claim is not None
+        claim.complete(RESULTS["analyze"][0])
+        places.append(str(packed))
+    on(opened(app, Path(places[0])), "redundancy")
+    alone = len(heat_maps(app))
+    app.selectbox(key="red_beside").set_value(places[1]).run()
+    assert not app.exception
+    maps = heat_maps(app)[alone:]
+    for number, analysis in enumerate(analyses):
+        apart = analysis.groups["mean_one_minus_cos"]
+        shown = 10 ** values_of(maps[2 * number])
+        assert sorted(shown[np.isfinite(shown)]) == pytest.approx(sorted(apart), rel=1e-4)
+    assert not np.allclose(values_of(maps[0]), values_of(maps[2]), rtol=1e-3)
+    for one, other in ((maps[0], maps[2]), (maps[1], maps[3])):
+        assert (one["zmin"], one["zmax"]) == (other["zmin"], other["zmax"])
+
+
+def values_of(trace: dict[str, Any]) -> np.ndarray:
+    """The values of a heat map, as plotly sends them: as numbers, or as bytes."""
+    z = trace["z"]
+    if isinstance(z, dict):
+        return np.frombuffer(base64.b64decode(z["bdata"]), z["dtype"]).astype(float)
+    return np.array(z, dtype=float).reshape(-1)
 
 
 def test_what_a_job_wrote_is_named_after_it(app: AppTest, workspace: Workspace) -> None:

@@ -15,7 +15,7 @@ from ders_core.ui import browser_name
 from ders_core.ui.guard.browser_cookie import BROWSER_COOKIE
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = "started in another browser, or at another address"
+ELSEWHERE = "started elsewhere"
 MINE, OTHER = "0123456789abcdef", "fedcba9876543210"
 
 

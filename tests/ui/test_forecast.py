@@ -158,22 +158,68 @@ def test_kl_with_gradients(app: AppTest, mixtral_dir: Path, workspace: Workspace
 def test_one_group_on_the_spectra_page(
     app: AppTest, mixtral_dir: Path, workspace: Workspace
 ) -> None:
+    """With a calibration, KL and the error of outputs follow the slider; without, they are said to
+    need one."""
     source, path = open_checkpoint(mixtral_dir), workspace.path / "gradients.safetensors"
     analyze(source).save(workspace.analysis_dir(source.identity))
     with_gradients(source, path)
-    on(opened(app, mixtral_dir), "recipe")
+    on(opened(app, mixtral_dir), "spectra")
+    app.segmented_control(key="spec_codec").set_value("unbiased rounding").run()
+    assert "predict" in [button.key for button in app.button]
+    assert not {"Predicted KL", "Error of outputs"} & shown(app).keys()
+    assert "The error of outputs needs a calibration" in words(app)
+    on(app, "recipe")
     field = next(item for item in app.text_input if item.label == "Calibration")
     field.set_value(str(path)).run()
     on(app, "spectra")
-    app.segmented_control(key="spec_codec").set_value("unbiased rounding").run()
-    app.button(key="predict").click().run()
+    seen = []
+    for bits in (1.0, 2.0):
+        app.slider(key="spec_unbiased rounding").set_value(bits).run()
+        assert not app.exception
+        assert "predict" not in [button.key for button in app.button]
+        rule = {"layers": "0", "projections": ["gate"], "codec": "entropy", "bits": bits}
+        rule |= {"rounding": "unbiased", "gain": "auto"}
+        recipe = Recipe.model_validate({"name": "x", "calibration": path, "rules": [rule]})
+        told = forecast(resolve(recipe, source), source)
+        assert told.predicted_kl is not None
+        (output,) = (each.rel_error_output for each in told.entries if each.noise)
+        assert output is not None
+        assert shown(app)["Predicted KL"] == number_text(told.predicted_kl)
+        assert shown(app)["Error of outputs"] == number_text(output)
+        seen.append(output)
+    assert seen[1] < seen[0] / 1.5
+    assert "needs a calibration" not in words(app)
+    app.segmented_control(key="spec_codec").set_value("low rank").run()
+    assert "Error of outputs: not known from a sample of rows" in words(app)
+    assert "Error of outputs" not in shown(app)
+
+
+def test_a_forecast_that_is_shown_is_kept_while_others_are_made() -> None:
+    """Each move of a slider makes one; the recipe's own is asked for on every page."""
+    app = AppTest.from_function(many_forecasts).run()
     assert not app.exception
-    rule = {"layers": "0", "projections": ["gate"], "codec": "entropy", "bits": 1}
-    rule |= {"rounding": "unbiased", "gain": "auto"}
-    recipe = Recipe.model_validate({"name": "x", "calibration": path, "rules": [rule]})
-    kl = forecast(resolve(recipe, source), source).predicted_kl
-    assert kl is not None
-    assert shown(app)["Predicted KL"] == number_text(kl)
+    assert [markdown.value for markdown in app.markdown] == ["recipe 1", "first 0", "last 1"]
+
+
+def many_forecasts() -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    import streamlit as st
+
+    from ders_core.pipeline.forecast import Forecast
+    from ders_core.recipe import Recipe
+    from ders_core.ui import foretold
+
+    source: Any = SimpleNamespace(store=SimpleNamespace(version="v"))
+    recipe, told = Recipe(name="recipe"), Forecast((), 1, None)
+    foretold._keep(source, recipe, told)
+    for number in range(50):
+        foretold._keep(source, Recipe(name=f"slider {number}"), told)
+        foretold.foretold(source, recipe)
+    for label, asked in (("recipe", recipe.name), ("first", "slider 0"), ("last", "slider 49")):
+        known = foretold.foretold(source, Recipe(name=asked))
+        st.markdown(f"{label} {int(known is not None)}")
 
 
 def test_the_table_takes_what_was_foretold(mixtral_dir: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import re
+import zlib
 from pathlib import Path
+from random import Random
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -11,10 +15,11 @@ from support.stored_results import PARAMETERS, RUN
 from support.studio_pages import on, opened, words
 
 from ders_core.analysis import Analysis, analyze, square
+from ders_core.files.untrusted_yaml import MOST_CHARACTERS
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
 from ders_core.packed.open import open_checkpoint
-from ders_core.recipe import FIRST_PRESET, presets
+from ders_core.recipe import FIRST_PRESET, Recipe, presets
 from ders_core.ui.opened import Open
 from ders_core.units import number_text
 
@@ -126,12 +131,85 @@ def test_a_link_brings_its_recipe_for_the_session_that_follows_it(
     assert Open.load(workspace).recipe in (saved.recipe, presets()[FIRST_PRESET].to_yaml())
 
 
-def test_a_recipe_without_a_saved_name_is_not_in_the_address(
+def test_a_link_brings_a_recipe_that_was_not_saved(
     app: AppTest, workspace: Workspace, mixtral_dir: Path
 ) -> None:
-    changed = presets()["quantized-1bit"].model_copy(update={"name": "lossless"})
+    """Another browser and a reload find the same, whatever is current in the workspace by then."""
+    changed = presets()["quantized-1bit"].model_copy(update={"name": "lossless", "seed": 7})
     Open(str(mixtral_dir), changed.to_yaml()).save(workspace)
     assert "recipe" not in app.run().query_params
+    link = app.query_params["recipe-text"]
+    Open(str(mixtral_dir), presets()["keep"].to_yaml()).save(workspace)
+    for _ in ("a link", "a reload"):
+        other = another(app, **{"recipe-text": link})
+        assert other.query_params["recipe-text"] == link
+        assert recipe_of(on(other, "recipe")) == changed
+        assert not other.error
+    assert Open.load(workspace).recipe == presets()["keep"].to_yaml()
+    other.button(key="recipe_undo").click().run()
+    other.switch_page("app.py").run()  # around which the frame is
+    assert other.query_params["recipe"] == "keep"
+    assert "recipe-text" not in other.query_params
+
+
+def linked_text(text: str) -> str:
+    """A text as a link has it, by another way than the studio's."""
+    packer = zlib.compressobj(1)
+    content = packer.compress(text.encode()) + packer.flush()
+    return base64.b64encode(content, altchars=b"-_").decode().rstrip("=")
+
+
+TOO_MUCH = f"name: x\n# {' ' * MOST_CHARACTERS}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (linked_text("name: x\nrules:\n- codec: quantized\n  bits: 77\n"), "line 4"),
+        (linked_text("name: x\ncalibration: /etc/passwd\n"), "lies outside the folders"),
+        (linked_text("name: x\nbase: {dense: /etc}\n"), "lies outside the folders"),
+        (linked_text("name: x\ncalibration: hf://a/b\n"), "lies outside the folders"),
+        (linked_text("name: x\n" * 9)[:-4], "damaged|cut"),
+        (linked_text(TOO_MUCH), f"more than {MOST_CHARACTERS} characters"),
+        ("Zm9v", "damaged"),
+        ("é?", "damaged"),
+        ("A" * 6001, "more than 6000 characters"),
+    ],
+)
+def test_a_damaged_or_forbidden_recipe_of_a_link_is_told_and_not_taken(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path, text: str, told: str
+) -> None:
+    opened(app, mixtral_dir)
+    before = Open.load(workspace)
+    other = another(app, **{"recipe-text": text})
+    assert not other.exception
+    (error,) = (each.value for each in other.error)
+    assert error.startswith("The recipe of the link was not taken: ")
+    assert re.search(told, error)
+    assert other.query_params["recipe"] == FIRST_PRESET
+    assert "recipe-text" not in other.query_params
+    assert [each.value for each in on(other, "recipe").error] == [error]  # until it is changed
+    assert recipe_of(other) == presets()[FIRST_PRESET]
+    other.session_state["presets"] = True
+    other.run().button(key="preset_keep").click().run()
+    assert not other.error
+    assert Open.load(workspace).checkpoint == before.checkpoint
+
+
+def test_a_recipe_that_no_address_holds_is_told_to_be_saved(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    random = Random(3)  # rates that no compression makes short
+    rules = [
+        {"codec": "sparse", "drop_rate": random.random(), "layers": str(n % 2)} for n in range(900)
+    ]
+    long = Recipe.model_validate({"name": "long", "rules": rules})
+    Open(str(mixtral_dir), long.to_yaml()).save(workspace)
+    assert not {"recipe", "recipe-text"} & app.run().query_params.keys()
+    assert "too long for the page's address" in words(on(app, "recipe"))
+    app.button(key="recipe_save").click().run()
+    assert "too long" not in words(app)
+    assert app.switch_page("app.py").run().query_params["recipe"] == "long"
 
 
 @pytest.mark.parametrize("name", ["../studio", "/etc/passwd", "no such", "a\0b", ""])

@@ -18,11 +18,12 @@ from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
+from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.recipe import Recipe, presets
 from ders_core.ui import reads
 from ders_core.ui.preset_cards import ROW, cards_of
-from ders_core.units import bytes_text
+from ders_core.units import bytes_text, share_text
 
 
 def names_of(app: AppTest) -> list[str]:
@@ -39,15 +40,56 @@ def test_the_smallest_file_comes_first_and_one_click_takes_it(
     app.session_state[ROW] = True
     app.run()
     source, names = open_checkpoint(mixtral_dir), names_of(app)
-    sizes = [resolve(presets()[name], source).bytes_after for name in names]
+    plans = {name: resolve(presets()[name], source) for name in names}
+    useless = [name for name, plan in plans.items() if is_useless(plan)]
     assert set(names) == set(presets())
+    assert useless  # nothing else would be tested of them
+    assert names[-len(useless) :] == useless
+    sizes = [plans[name].bytes_after for name in names if name not in useless]
     assert sizes == sorted(sizes)
     shown = words(app)
     assert all(f"{bytes_text(size)}**" in shown for size in sizes)
+    assert shown.count("The data decide the size") == len(useless)
     assert "The paper sees no loss at 2 bits" in shown
     app.button(key="preset_lossless").click().run()
     assert recipe_of(app) == presets()["lossless"]
     assert names_of(app) == []  # what was taken is below
+
+
+def is_useless(plan: Plan) -> bool:
+    """Whether its bound is no less than the original."""
+    return not plan.exact and plan.bytes_after >= plan.bytes_before
+
+
+def test_a_bound_above_the_original_is_not_shown_and_a_sample_is_asked(
+    app: AppTest, mixtral_dir: Path
+) -> None:
+    source = open_checkpoint(mixtral_dir)
+    plan = resolve(presets()["lossless"], source)
+    assert is_useless(plan)
+    bound = bytes_text(plan.bytes_after)
+    opened(app, mixtral_dir)
+    app.session_state[ROW] = True
+    on(app, "recipe")
+    assert bound not in words(app)
+    app.button(key="predict_lossless").click().run()
+    assert not app.exception
+    told = forecast(plan, source)
+    assert told.bytes_after < plan.bytes_before
+    size = bytes_text(told.bytes_after)
+    assert f"**{size}**, {share_text(told.bytes_after / plan.bytes_before)} of original" in words(
+        app
+    )
+    assert "predict_lossless" not in [button.key for button in app.button]
+    app.button(key="preset_lossless-whole").click().run()
+    cells = {metric.label: metric.value for metric in app.metric}
+    assert (cells["After"], cells["Of original"]) == ("not known yet", "not known yet")
+    app.button(key="predict").click().run()
+    assert not app.exception
+    whole = resolve(presets()["lossless-whole"], source)
+    foretold = forecast(whole, source)
+    labels = {metric.label: metric.value for metric in app.metric}
+    assert labels["After" if foretold.exact else "After, about"] == bytes_text(foretold.bytes_after)
 
 
 def test_one_that_does_not_fit_comes_last_and_says_why(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +22,6 @@ from ders_core.ui.recipe_table import (
     OTHER,
     apply_edits,
     choice_of,
-    cliff_sentence,
     codec_from,
     menu,
     strength_of,
@@ -181,12 +179,3 @@ def test_codecs_outside_the_menu_are_shown_and_stay(mixtral_dir: Path) -> None:
     codecs = apply_edits(plan, {0: {"strength": 3.0}, 1: {"codec": OTHER}, 2: {"codec": "entropy"}})
     before = {entry.key: entry.codec for entry in plan.entries}
     assert codecs == before | {(0, "down"): GroupCodec.same(Entropy(bits=1), 4)}
-
-
-def test_little_of_the_deltas_is_warned_of() -> None:
-    sentence = cliff_sentence(pd.DataFrame({"gain": [0.4, None, 0.9, 0.5]}))
-    assert sentence is not None
-    assert "1 of 4 groups" in sentence
-    assert "Make the codec keep more there" in sentence  # a higher drop rate keeps less
-    assert cliff_sentence(pd.DataFrame({"gain": [None, 0.5]})) is None
-    assert cliff_sentence(pd.DataFrame({"gain": []})) is None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from streamlit.testing.v1 import AppTest
 from support.ended_jobs import add_ended
-from support.stored_results import ENTRY
+from support.stored_results import ENTRY, MEASURED, ONE_TEXT, QUALITY, REPORT, RUN
+from support.studio_pages import on, words
 
 from ders_core import figures
 from ders_core.jobs import JobStore, Workspace
@@ -15,8 +18,8 @@ from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.quality import WEIGHT_ERROR
 from ders_core.ui import session
 from ders_core.ui.recipe_difference import offered_recipes
-from ders_core.ui.run_comparison import layer_errors, recipe_difference
-from ders_core.ui.runs import names
+from ders_core.ui.run_comparison import layer_errors, recipe_difference, text_kls
+from ders_core.ui.runs import ended, names
 
 
 def test_two_runs(tmp_path: Path) -> None:
@@ -45,6 +48,34 @@ def test_a_line_has_the_mean_of_each_layer(tmp_path: Path) -> None:
     assert list(line.y) == pytest.approx([0.02])
 
 
+def test_each_text_has_the_kl_of_each_run_with_its_interval(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite")
+    other = {"name": "code", "kl": 0.0, "kl_low": None, "kl_high": None}
+    for _ in range(3):
+        add_ended(store, "run")
+    jobs = [
+        replace(job, result=RUN | {"quality": quality})
+        for job, quality in zip(
+            store.list(kind="run"),
+            (QUALITY, QUALITY | {"domains": [MEASURED | other]}, ONE_TEXT),
+            strict=True,
+        )
+    ]
+    table = text_kls(jobs)
+    one, exact, _ = names(jobs)
+    assert [tuple(row)[:3] for row in table.itertuples(index=False)] == [
+        (one, "code", 0.4),
+        (one, "prose", 0.1),
+        (exact, "code", 0.0),
+    ]
+    measured, nothing = figures.kl_on_texts(table).data
+    assert (list(measured.x), list(measured.y)) == (["code", "prose"], [0.4, 0.1])
+    assert list(measured.error_y.array) == pytest.approx([0.05, 0.05])
+    assert list(measured.error_y.arrayminus) == pytest.approx([0.05, 0.05])
+    assert (nothing.name, list(nothing.y)) == (exact, [])
+    assert text_kls(jobs[2:]).empty
+
+
 def test_runs_of_one_title_are_told_apart(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs.sqlite")
     for _ in range(3):
@@ -64,3 +95,33 @@ def test_the_difference_offers_each_of_them(workspace: Workspace, mixtral_dir: P
         add_ended(store, "run", checkpoint=str(source.path), recipe=f"bits: {bits}")
     found = offered_recipes(source)
     assert [found[f"run: run ({number})"]() for number in (1, 2)] == ["bits: 1", "bits: 2"]
+
+
+def test_runs_without_a_base_are_known_as_plain(tmp_path: Path) -> None:
+    """What codes nothing is not: it is no quantization."""
+    store = JobStore(tmp_path / "jobs.sqlite")
+    add_ended(store, "run")
+    (job,) = store.list(kind="run")
+    entries = {"none": ENTRY | {"base": "none"}, "mean": ENTRY | {"base": "mean"}}
+    kept = {"codec": "keep", "gain": 1.0}
+    for bases, plain in (
+        ([entries["none"]], True),
+        ([entries["none"], entries["mean"] | kept], True),
+        ([entries["none"], entries["mean"]], False),
+        ([entries["none"] | kept], False),
+        ([], False),
+    ):
+        result = RUN | {"report": REPORT | {"entries": bases}}
+        (row,) = ended([replace(job, result=result)]).to_dict("records")
+        assert row["plain"] is plain
+
+
+def test_runs_of_several_checkpoints_are_said_to_be_so(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    store = JobStore(workspace.store_path)
+    add_ended(store, "run", checkpoint="/models/first")
+    assert "checkpoints:" not in words(on(app.run(), "runs"))
+    add_ended(store, "run", checkpoint="/models/*second*")
+    on(app, "runs")
+    assert "Runs of 2 checkpoints: models / \\*second\\*, models / first." in words(app)
