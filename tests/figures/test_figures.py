@@ -202,10 +202,11 @@ def test_lines_of_one_hue_are_one_trace(
     analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(curves, "MOST_NAMED", 3)
-    monkeypatch.setattr(curves, "EXPERT_COLOURS", ("#000001", "#000002"))
+    colours = ("#000001", "#000002")
+    monkeypatch.setattr(curves, "EXPERT_COLOURS", colours)
     rows = analysis.curves.of_group(0, "gate")
     *hues, _ = figures.spectrum(analysis, 0, "gate").data
-    assert [line.line.color for line in hues] == ["#000001", "#000002"]
+    assert [line.line.color for line in hues] == list(colours)
     seen: list[int] = []
     for line in hues:
         ends = np.flatnonzero(np.isnan(line.y))
@@ -215,7 +216,7 @@ def test_lines_of_one_hue_are_one_trace(
             own = rows[rows["expert"] == expert]
             assert line.x[begin:end].tolist() == own["index"].tolist()
             assert line.y[begin:end].tolist() == own["singular_value"].tolist()
-            assert line.line.color == curves.EXPERT_COLOURS[expert % 2]
+            assert line.line.color == colours[expert % 2]
             seen.append(int(expert))
     assert sorted(seen) == sorted(rows["expert"].unique())
 

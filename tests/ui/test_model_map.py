@@ -64,3 +64,23 @@ def test_the_frame_follows_the_boxes_and_clicks(
     assert app.selectbox(key="red_layer").value == 0
     app.selectbox(key="red_layer").set_value(1).run()  # a click of before does not come again
     assert maps(app)[-1][1] == (1, "up")
+
+
+def test_a_tab_is_drawn_once_it_is_opened(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    checkpoint = open_checkpoint(mixtral_dir)
+    analyze(checkpoint).save(workspace.analysis_dir(checkpoint.identity))
+    on(opened(app, mixtral_dir), "redundancy")
+    in_tabs = {
+        "Experts": "",
+        "Deltas": "similarity_deltas",
+        "Where they differ": "difference_energy",
+    }
+    for tab, key in in_tabs.items():
+        app.session_state["red_tab"] = tab
+        app.run()
+        assert not app.exception
+        keys = {chart.proto.id.rpartition("-")[2] for chart in app.get("plotly_chart")}
+        assert keys & set(in_tabs.values()) == {key} - {""}
+        assert "similarity" in keys  # its tab has what chooses the pair
