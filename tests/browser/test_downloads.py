@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
-from support.browsing import COMPUTED, drawn, settled
+from support.browsing import drawn, settled, show_demo
 from support.studio_process import Studio
 
 PLOTS = ".js-plotly-plot:visible"
@@ -39,10 +39,7 @@ def test_every_plot_and_table_can_be_downloaded(
     visit: Callable[..., BrowserContext], studio: Studio, tmp_path: Path
 ) -> None:
     page = visit(viewport={"width": 1280, "height": 900}).new_page()
-    drawn(page, f"{studio.address}/redundancy")
-    if page.get_by_role("button", name="Try the demo").count():
-        page.get_by_role("button", name="Try the demo").click()
-    expect(page.get_by_text("Colour of the map").first).to_be_visible(timeout=COMPUTED)
+    show_demo(page, studio)
     for part in PARTS:
         drawn(page, f"{studio.address}/{part}")
         expect(page.locator("[data-waits], .stSkeleton:visible")).to_have_count(0)

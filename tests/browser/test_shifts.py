@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
-from support.browsing import COMPUTED, drawn, settled
+from support.browsing import drawn, settled, show_demo
 from support.studio_process import Studio
 
 PAGES = {
@@ -60,12 +60,8 @@ def test_pages_do_not_move_while_they_arrive(
     context = visit(viewport={"width": 1280, "height": 900})
     context.add_init_script(WATCH)
     page = context.new_page()
-    drawn(page, f"{studio.address}/redundancy")
+    show_demo(page, studio)
     assert page.evaluate("PerformanceObserver.supportedEntryTypes.includes('layout-shift')")
-    if page.get_by_role("button", name="Try the demo").count():
-        check(page, "nothing open")
-        page.get_by_role("button", name="Try the demo").click()
-    expect(page.get_by_text("Colour of the map").first).to_be_visible(timeout=COMPUTED)
     page.close()
     for part, name in PAGES.items():
         page = context.new_page()  # it knows the code, but has run none of it
@@ -88,10 +84,7 @@ def test_what_is_chosen_moves_nothing(visit: Callable[..., BrowserContext], stud
     context = visit(viewport={"width": 1280, "height": 900})
     context.add_init_script(WATCH)
     page = context.new_page()
-    drawn(page, f"{studio.address}/redundancy")
-    if page.get_by_role("button", name="Try the demo").count():
-        page.get_by_role("button", name="Try the demo").click()
-    expect(page.get_by_text("Colour of the map").first).to_be_visible(timeout=COMPUTED)
+    show_demo(page, studio)
     for part in ("redundancy", "spectra"):
         drawn(page, f"{studio.address}/{part}")
         expect(page.locator(".js-plotly-plot").first).to_be_visible()
