@@ -46,6 +46,8 @@ def test_every_plot_and_table_can_be_downloaded(
         has_downloads(page, part)
     drawn(page, f"{studio.address}/redundancy")
     for key, title in (("model_map", "Mean 1 − cos of experts"), ("norm_ratio", "over depth")):
+        camera = page.locator(f'[class*="st-key-{key}"] .modebar-btn').first
+        expect(camera).to_be_attached()  # the plot is drawn
         button = page.locator(f'[data-plot-picture^="{key}"]')
         with page.expect_download() as download:
             button.press("Enter")
