@@ -129,7 +129,8 @@ with right:
     pairs = analysis.pairs.of_group(layer, projection)
     experts_here = len(analysis.clusters_of(layer, projection))
     colours = colour_range()
-    experts, deltas, where = st.tabs(["Experts", "Deltas", "Where they differ"])
+    names = ["Experts", "Deltas", "Where they differ"]
+    experts, deltas, where = st.tabs(names, key="red_tab", on_change="rerun")
     with experts:
         st.markdown(analysis.about_clusters(layer, projection))
         tree = analysis.expert_tree(layer, projection)
@@ -152,31 +153,33 @@ with right:
         choose_clicked(clicked, tree.order)
         pair = expert_pair(analysis, source, layer, projection, pairs)
         place_of_pair = st.container()
-    with deltas:
-        plot(
-            made(
+    if deltas.open:  # a plot that nobody sees takes a browser as long as one in sight
+        with deltas:
+            plot(
+                made(
+                    "similarity_deltas",
+                    figures.similarity_heatmap,
+                    analysis,
+                    *group,
+                    kind="deltas",
+                    colours=colours,
+                ),
                 "similarity_deltas",
-                figures.similarity_heatmap,
-                analysis,
-                *group,
-                kind="deltas",
-                colours=colours,
-            ),
-            "similarity_deltas",
-            pairs,
-            alt="Cosine of every pair of deltas",
-        )
-        st.caption(
-            "Deltas are taken against the experts' mean, so that unrelated ones have a cosine of "
-            f"about −1/(K−1) = {signed_text(-1 / max(experts_here - 1, 1))}."
-        )
-    with where:
-        plot(
-            made("difference_energy", figures.difference_energy, analysis, *group),
-            "difference_energy",
-            of_group(analysis.energy_map, layer, projection),
-            alt="Share of the deltas' energy over rows and columns",
-        )
+                pairs,
+                alt="Cosine of every pair of deltas",
+            )
+            st.caption(
+                "Deltas are taken against the experts' mean, so that unrelated ones have a cosine "
+                f"of about −1/(K−1) = {signed_text(-1 / max(experts_here - 1, 1))}."
+            )
+    if where.open:
+        with where:
+            plot(
+                made("difference_energy", figures.difference_energy, analysis, *group),
+                "difference_energy",
+                of_group(analysis.energy_map, layer, projection),
+                alt="Share of the deltas' energy over rows and columns",
+            )
 
 beside_another(analysis, source, layer, projection, metric)
 if pair is not None:

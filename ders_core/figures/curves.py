@@ -106,18 +106,44 @@ def _expert_lines(figure: go.Figure, rows: pd.DataFrame, column: str, words: str
     experts = rows["expert"].unique()
     chosen = np.unique(np.linspace(0, len(experts) - 1, min(MOST_LINES, len(experts))).round())
     drawn = experts[chosen.astype(int)]
-    for expert, points in rows[rows["expert"].isin(drawn)].groupby("expert"):
+    points = rows[rows["expert"].isin(drawn)]
+    if len(drawn) > MOST_NAMED:
+        _lines_by_hue(figure, points, column, words)
+        return f", {len(drawn)} of {len(experts)} experts" if len(drawn) < len(experts) else ""
+    for expert, own in points.groupby("expert"):
         number = int(str(expert))
         figure.add_scatter(
-            x=points["index"],
-            y=points[column],
+            x=own["index"],
+            y=own[column],
             name=f"expert {number}",
             mode="lines",
             line={"width": 1, "color": expert_colour(number), "dash": expert_dash(number)},
-            showlegend=len(drawn) <= MOST_NAMED,
             hovertemplate=f"%{{fullData.name}}, rank %{{x}}<br>{words}<extra></extra>",
         )
-    return f", {len(drawn)} of {len(experts)} experts" if len(drawn) < len(experts) else ""
+    return ""
+
+
+def _lines_by_hue(figure: go.Figure, points: pd.DataFrame, column: str, words: str) -> None:
+    """The lines of all experts of one hue as one trace, with gaps between them: each trace takes
+    time to make and to draw."""
+    points = points.sort_values("expert", kind="stable")
+    experts = points["expert"].to_numpy(dtype=np.int32)
+    ends = np.append(np.flatnonzero(np.diff(experts)), len(experts) - 1) + 1
+    experts = np.insert(experts, ends, experts[ends - 1])
+    ranks = np.insert(points["index"].to_numpy(), ends, 0)
+    values = np.insert(points[column].to_numpy(dtype=np.float64), ends, np.nan)  # gaps
+    hues = experts % len(EXPERT_COLOURS)
+    for hue in np.unique(hues):
+        own = hues == hue
+        figure.add_scatter(
+            x=ranks[own],
+            y=values[own],
+            customdata=experts[own],
+            mode="lines",
+            line={"width": 1, "color": EXPERT_COLOURS[hue]},
+            showlegend=False,
+            hovertemplate=f"expert %{{customdata}}, rank %{{x}}<br>{words}<extra></extra>",
+        )
 
 
 def noise_floor(analysis: Analysis, layer: int, projection: str) -> float:

@@ -92,12 +92,12 @@ def _range(
 
 
 def _of_experts(apart: np.ndarray, low: float, high: float, **common: Any) -> go.Figure:
-    shown = logs(apart)
+    shown = logs(apart).astype(np.float32)
     np.fill_diagonal(shown, np.nan)
     return go.Figure(
         go.Heatmap(
             z=shown,
-            customdata=apart,
+            customdata=apart.astype(np.float32),
             zmin=low,
             zmax=high,
             colorscale=SEQUENTIAL,
@@ -116,7 +116,7 @@ def _of_deltas(cosines: np.ndarray, colours: Range, **common: Any) -> go.Figure:
     most = float(others.max()) if colours == "this layer" and others.size else 1.0
     low, high = widened(-most, most)
     heat = go.Heatmap(
-        z=cosines,
+        z=cosines.astype(np.float32),
         zmin=low,
         zmax=high,
         colorscale=DIVERGING,

@@ -23,11 +23,13 @@ from ders_core.ui.job_progress import time_left
 from ders_core.ui.left_sessions import shut_down_left
 from ders_core.ui.linked_recipe import follow_linked_recipe, show_refused
 from ders_core.ui.place_title import place_title
-from ders_core.ui.plain import plain, show_error, strong
+from ders_core.ui.plain import name, plain, show_error
 from ders_core.ui.predicted_size import PredictedSize
-from ders_core.units import bytes_text
+from ders_core.units import bytes_text, share_text
 
 REFRESH_SECONDS = 2
+NAME = 40
+"""Characters of a name in the sidebar: two lines."""
 _FRAMED = "studio_framed"
 _PAGE = "studio_page"
 """The page that was drawn last, and the names of all."""
@@ -106,17 +108,18 @@ def sidebar() -> None:
             _entry("Checkpoint", "none open")
         else:
             detail = f"{plain(source.family, 80)} · {bytes_text(source.bytes_total)}"
-            _entry("Checkpoint", strong(label(source)), detail)
+            _entry("Checkpoint", name(label(source), NAME), detail)
         recipe = session.recipe()
-        _entry("Recipe", strong(recipe.name), _predicted(source))
+        _entry("Recipe", name(recipe.name, NAME), _predicted(source))
         st.session_state[_DRAWN_WHOLE] = True
         _worker()
 
 
 def _entry(title: str, value: str, detail: str = "") -> None:
-    """A small title, a value and a small detail, without space between them; all Markdown."""
+    """A small title, a value and a small detail, without space between them; all Markdown, with
+    HTML."""
     lines = [f":gray[:small[{title}]]", value, f":gray[:small[{detail}]]" if detail else ""]
-    st.markdown("  \n".join(line for line in lines if line))
+    st.markdown("  \n".join(line for line in lines if line), unsafe_allow_html=True)
 
 
 def _predicted(source: Checkpoint | None) -> str:
@@ -171,7 +174,7 @@ def _worker() -> None:
     if busy is not None:
         work = ": ".join(filter(None, (busy.kind, busy.step)))
         detail = " · ".join(filter(None, (plain(work), filed_where(busy))))
-        _entry("Worker", plain(busy.title), detail)
+        _entry("Worker", name(busy.title, NAME), detail)
         st.progress(busy.fraction)
         words = (time_left(busy) or busy.message, more)
         st.caption(plain(" · ".join(filter(None, words))))

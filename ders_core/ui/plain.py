@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from ders_core.units import visible
+from ders_core.units import shortened, visible
 
 LONGEST = 2000
 """Characters that are shown of a text."""
@@ -66,6 +66,15 @@ def _escaped(found: re.Match[str]) -> str:
 def strong(text: object) -> str:
     """The same in bold type."""
     return f"**{plain(str(text).strip()) or '–'}**"
+
+
+def name(text: str, most: int) -> str:
+    """A name in bold type; of a longer one than `most` characters the middle is left out, and the
+    pointer is told the whole. For `st.markdown` with HTML."""
+    whole = visible(text)
+    if len(whole) <= most:
+        return strong(whole)
+    return f'<span title="{html.escape(whole)}">{strong(shortened(whole, most))}</span>'
 
 
 def answer_first(sentence: str) -> str:

@@ -1,4 +1,4 @@
-"""A plot with its data as CSV, a button that saves its picture, and a description in words."""
+"""A plot with its data as CSV, its picture as PNG and SVG, and a description in words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import streamlit as st
 
 from ders_core.analysis import Analysis
 from ders_core.later import pd
+from ders_core.ui.guard import pictures
 
 Click = Callable[[Mapping[str, Any]], None]
 """What is told of a point that was clicked: among else its `x` and `y`."""
@@ -40,13 +41,20 @@ def plot(
     """Show a figure and its CSV button. selectable: return the clicks on points. alt: a description
     for screen readers. tree: what a second button downloads, of a tree in the figure."""
     event = _chart(figure, key, _config(key), alt, selectable=selectable)
-    if tree is None:
-        csv_button(data, key)
-    else:
-        with st.container(horizontal=True):
-            csv_button(data, key)
+    with _downloads(data, key, key):
+        if tree is not None:
             csv_button(tree, f"{key}_tree", "The joins of the tree.", label="CSV of the tree")
     return event
+
+
+def _downloads(data: pd.DataFrame, key: str, chart: str) -> Any:
+    """A row with buttons for the numbers behind a plot, and for its picture as SVG. chart: the key
+    of the plot that is shown. Returns the row."""
+    row = st.container(horizontal=True, vertical_alignment="center")
+    with row:
+        csv_button(data, key)
+        st.html(pictures.button(chart), width="content")
+    return row
 
 
 def _chart(
@@ -120,7 +128,7 @@ def live_plot(
         f"{both}>*{{grid-area:1/1}}"
         f"{both}:has({new} svg.main-svg) {before}{{visibility:hidden}}</style>"
     )
-    csv_button(data, key)
+    _downloads(data, key, f"{key}_{latest}")
     return event
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,13 +69,16 @@ def folded(
     """What is shown of `ders_core.ui.recipe_table.table`: sums of bytes, means of gain and noise
     over the groups that have one, and what all projections of a layer have in common. ticked:
     numbers of entries."""
+    columns = {name: table[name].tolist() for name in table.columns}  # quick to pick from
     shown = []
     for row in rows:
-        mine = table.iloc[list(row.numbers)]
-        before, after = mine["before"].sum(), mine["after"].sum()
-        codecs, strengths = mine["codec"].unique(), mine["strength"].unique()
-        names = mine["projection"].tolist()
-        means = {key: mine[key].astype(float).mean() for key in (GAIN.key, NOISE.key)}
+        mine = {
+            name: [values[number] for number in row.numbers] for name, values in columns.items()
+        }
+        before, after = sum(mine["before"]), sum(mine["after"])
+        codecs, names = set(mine["codec"]), mine["projection"]
+        strengths = {value for value in mine["strength"] if not pd.isna(value)}
+        is_one = len(codecs) == 1 and all(value in strengths for value in mine["strength"])
         button = (OPENED if row.layer in opened else CLOSED) if row.is_layer else None
         shown.append(
             {
@@ -82,15 +86,21 @@ def folded(
                 OPEN: button,
                 "layer": row.layer,
                 "projection": f"all {len(names)}" if row.is_layer else names[0],
-                "codec": codecs[0] if len(codecs) == 1 else SEVERAL,
-                "strength": strengths[0] if len(codecs) == len(strengths) == 1 else None,
+                "codec": mine["codec"][0] if len(codecs) == 1 else SEVERAL,
+                "strength": strengths.pop() if is_one and len(strengths) == 1 else None,
                 "before": before,
                 "after": after,
                 "share": 100 * after / before,
-                **means,
+                **{key: _mean(mine[key]) for key in (GAIN.key, NOISE.key)},
             }
         )
     return pd.DataFrame(shown)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Of those that are known; NaN if none is."""
+    known = [value for value in values if not pd.isna(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def entry_edits(

@@ -19,11 +19,17 @@ from ders_core.ui import kept, runs
 from ders_core.ui.job_pages import follow, show_selected
 from ders_core.ui.job_progress import STATES
 from ders_core.ui.number_columns import SHARE, figure_column, number_column
-from ders_core.units import visible
+from ders_core.units import shortened, visible
 
 TABLE = "runs_table"
 ADDRESS = "compared"
 """The parameter of the page's address that names the selected runs."""
+
+NAME = 28
+"""Characters of a run's name in its column, which stays in sight."""
+
+WHOLE = "whole name"
+"""The last of all columns, where a name is longer than that."""
 
 FIRST_SEEN = {
     *("name", "state", "ratio", "bytes_after", *runs.WRITTEN, "remark"),
@@ -41,6 +47,11 @@ def runs_table(rows: pd.DataFrame) -> list[int]:
         for begin in (runs.DOMAIN, runs.TASK)
     )
     columns = ["name", "state", *runs.COLUMNS, *texts, *tasks, "device", *runs.WRITTEN, "remark"]
+    names = rows["name"].map(lambda name: visible(str(name)))
+    short = names.map(lambda name: shortened(name, NAME))
+    if (short != names).any():
+        columns.append(WHOLE)
+        rows = rows.assign(**{WHOLE: names})
     percent = {figure.key: figure.scale for figure in COMPARED} | {"ratio": 100.0}
     table = st.container()
     is_whole = kept.field(
@@ -52,6 +63,7 @@ def runs_table(rows: pd.DataFrame) -> list[int]:
     )
     seen = {*FIRST_SEEN, *texts, *tasks, *(columns if is_whole else ())}
     shown = rows[["id", *columns]].assign(
+        name=short,
         state=rows["state"].map(lambda state: STATES[state][0]),
         bytes_after=rows["bytes_after"].astype(float) / 1e6,
         **{key: scale * rows[key].astype(float) for key, scale in percent.items()},

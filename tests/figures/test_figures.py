@@ -234,6 +234,29 @@ def test_many_experts_have_lines_without_names(
         assert len(lines) == 5
 
 
+def test_lines_of_one_hue_are_one_trace(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curves, "MOST_NAMED", 3)
+    colours = ("#000001", "#000002")
+    monkeypatch.setattr(curves, "EXPERT_COLOURS", colours)
+    rows = analysis.curves.of_group(0, "gate")
+    *hues, _ = figures.spectrum(analysis, 0, "gate").data
+    assert [line.line.color for line in hues] == list(colours)
+    seen: list[int] = []
+    for line in hues:
+        ends = np.flatnonzero(np.isnan(line.y))
+        assert ends[-1] == len(line.y) - 1
+        for begin, end in zip([0, *ends[:-1] + 1], ends, strict=True):
+            (expert,) = set(line.customdata[begin : end + 1])
+            own = rows[rows["expert"] == expert]
+            assert line.x[begin:end].tolist() == own["index"].tolist()
+            assert line.y[begin:end].tolist() == own["singular_value"].tolist()
+            assert line.line.color == colours[expert % 2]
+            seen.append(int(expert))
+    assert sorted(seen) == sorted(rows["expert"].unique())
+
+
 def test_percentages_have_a_blank() -> None:
     """As everywhere in the studio, "60 %": not so those that plotly makes of shares."""
     for file in Path(figures.__file__).parent.glob("*.py"):

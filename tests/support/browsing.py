@@ -64,6 +64,16 @@ def drawn(page: Page, address: str) -> None:
     expect(page.get_by_test_id("stSidebar").get_by_text("Worker")).to_be_attached()
 
 
+def show_demo(page: Page, studio: Studio) -> None:
+    """Go to the Redundancy page of the demo, which is opened there unless it is open."""
+    drawn(page, f"{studio.address}/redundancy")
+    button, shown = page.get_by_role("button", name="Try the demo"), page.get_by_text("Colour of")
+    expect(button.or_(shown).first).to_be_visible()
+    if button.count():
+        button.click()
+    expect(shown.first).to_be_visible(timeout=COMPUTED)
+
+
 def settled(page: Page) -> None:
     """Wait until the page is drawn to its end, and nothing of an earlier draw is left."""
     app = page.get_by_test_id("stApp")

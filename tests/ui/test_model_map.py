@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from streamlit.proto.WidgetStates_pb2 import WidgetState
 from streamlit.testing.v1 import AppTest
 from support.studio_pages import on, opened
@@ -14,6 +15,14 @@ from ders_core.jobs import Workspace
 from ders_core.packed.open import open_checkpoint
 
 PROJECTIONS = ("gate", "up", "down")
+
+
+@pytest.fixture
+def analysed(app: AppTest, workspace: Workspace, mixtral_dir: Path) -> AppTest:
+    """The page of an analysed checkpoint."""
+    checkpoint = open_checkpoint(mixtral_dir)
+    analyze(checkpoint).save(workspace.analysis_dir(checkpoint.identity))
+    return on(opened(app, mixtral_dir), "redundancy")
 
 
 def maps(app: AppTest) -> list[tuple[str, tuple[int, str]]]:
@@ -40,12 +49,8 @@ def click(app: AppTest, layer: str, projection: str) -> None:
     assert not app.exception
 
 
-def test_the_frame_follows_the_boxes_and_clicks(
-    app: AppTest, workspace: Workspace, mixtral_dir: Path
-) -> None:
-    checkpoint = open_checkpoint(mixtral_dir)
-    analyze(checkpoint).save(workspace.analysis_dir(checkpoint.identity))
-    on(opened(app, mixtral_dir), "redundancy")
+def test_the_frame_follows_the_boxes_and_clicks(analysed: AppTest) -> None:
+    app = analysed
     assert [cell for _, cell in maps(app)] == [(0, "gate")]
     app.selectbox(key="red_layer").set_value(1).run()
     app.selectbox(key="red_projection").set_value("down").run()
@@ -64,3 +69,19 @@ def test_the_frame_follows_the_boxes_and_clicks(
     assert app.selectbox(key="red_layer").value == 0
     app.selectbox(key="red_layer").set_value(1).run()  # a click of before does not come again
     assert maps(app)[-1][1] == (1, "up")
+
+
+def test_a_tab_is_drawn_once_it_is_opened(analysed: AppTest) -> None:
+    app = analysed
+    in_tabs = {
+        "Experts": "",
+        "Deltas": "similarity_deltas",
+        "Where they differ": "difference_energy",
+    }
+    for tab, key in in_tabs.items():
+        app.session_state["red_tab"] = tab
+        app.run()
+        assert not app.exception
+        keys = {chart.proto.id.rpartition("-")[2] for chart in app.get("plotly_chart")}
+        assert keys & set(in_tabs.values()) == {key} - {""}
+        assert "similarity" in keys  # its tab has what chooses the pair

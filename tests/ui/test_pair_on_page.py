@@ -34,7 +34,9 @@ def test_the_chosen_pair_is_mapped(app: AppTest, analysed: Path) -> None:
     app.selectbox(key="pair_first").set_value(2).run()
     app.selectbox(key="pair_second").set_value(0).run()
     assert "cosine of their deltas −0." in words(app)
-    assert "−1/(K−1) = −0.333" in words(app)
+    assert "−1/(K−1) = −0.333" not in words(app)
+    app.session_state["red_tab"] = "Deltas"
+    assert "−1/(K−1) = −0.333" in words(app.run())
     group = open_checkpoint(analysed).group(1, "down")
     whole = group.read().double().numpy()
     ratio = np.linalg.norm(whole[2] - whole[0]) / max(map(np.linalg.norm, (whole[2], whole[0])))

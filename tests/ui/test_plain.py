@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 import pytest
@@ -11,7 +12,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from streamlit.testing.v1 import AppTest
 
-from ders_core.ui.plain import PART, answer_first, plain, strong
+from ders_core.ui.plain import PART, answer_first, name, plain, strong
 from ders_core.units import visible
 
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -94,6 +95,23 @@ def test_nothing_is_left_for_streamlit(text: str) -> None:
             for what, pattern in LATER.items():
                 if what != "an arrow":
                     assert not pattern.search(part), what
+
+
+@given(FOREIGN)
+def test_a_long_name_is_cut_and_told_whole(text: str) -> None:
+    """Cut or not, nothing of it is read as HTML or Markdown, as one line of several."""
+    whole = visible(text)
+    inline = READER.parse(f"before  \n{name(text, 12)}")[1]
+    children = inline.children or []
+    tags = [child.content for child in children if child.type == "html_inline"]
+    words = "".join(child.content for child in children if child.type.startswith("text"))
+    words = words.removeprefix("before").replace(PART, "")
+    if len(whole) > 12:
+        assert tags == [f'<span title="{html.escape(whole)}">', "</span>"]
+        assert words.strip() in (f"{whole[:6]}…{whole[-5:]}".strip(), "–")
+    else:
+        assert tags == []
+        assert words.strip() in (whole.strip(), "–")
 
 
 @pytest.mark.parametrize("arrow", ["<->", "->", "<-", "--", ">=", "<=", "~="])

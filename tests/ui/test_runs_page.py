@@ -200,6 +200,31 @@ def test_texts_with_names_are_typed_a_line_each(
     assert filed == {"code": [str(text)], "prose": [str(text)]}
 
 
+def test_long_names_are_cut_in_the_middle(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace
+) -> None:
+    """In the table, whose last column then has them whole, and in the sidebar."""
+    long = "two-bits-of-every-expert-and-nothing-else"
+    opened(app, mixtral_dir)
+    JobStore(workspace.store_path).submit("run", PARAMETERS["run"], long)
+    claim = Claims(workspace.store_path, "me").claim()
+    assert claim is not None
+    claim.complete(RESULTS["run"][0])
+    app.session_state["runs_all_columns"] = True
+    on(app, "runs")
+    table = app.dataframe[0].value
+    assert table[["name", "whole name"]].to_numpy().tolist() == [
+        ["two-bits-of-ev…-nothing-else", long]
+    ]
+    on(app, "recipe")
+    app.text_input(key="recipe_name").set_value(f"{long}-at-all").run()
+    app.button(key="recipe_save").click().run()
+    framed = app.switch_page("app.py").run()
+    entry = " ".join(each.value for each in framed.sidebar.markdown)
+    assert f'<span title="{long}-at-all">' in entry
+    assert "two-bits-of-every-ex…nothing-else-at-all" in entry
+
+
 def test_a_run_is_renamed_and_described_and_says_what_deleting_frees(
     app: AppTest, mixtral_dir: Path, workspace: Workspace
 ) -> None:

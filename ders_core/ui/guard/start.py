@@ -12,7 +12,7 @@ from streamlit import config
 
 from ders_core.errors import DersError
 from ders_core.ui.address import ANY, Listening
-from ders_core.ui.guard import left_fields, root_address
+from ders_core.ui.guard import arriving, left_fields, pictures, root_address
 from ders_core.ui.guard.browser_code import BrowserCode
 from ders_core.ui.guard.first_code import links
 from ders_core.ui.guard.lifeline import LIFELINE_VARIABLE, hold_on
@@ -25,6 +25,9 @@ from ders_core.ui.guard.secret import take_secret
 STATIC = Path(streamlit.__file__).parent / "static" / "static"
 """The code that Streamlit sends to browsers."""
 
+SCRIPTS = (left_fields.SCRIPT, arriving.SCRIPT, pictures.SCRIPT)
+"""Added to Streamlit's page."""
+
 
 def protection() -> list[Middleware]:
     """The middleware of the studio's server; for `st.App`.
@@ -34,7 +37,8 @@ def protection() -> list[Middleware]:
     one sentence for a token or a host that cannot be used.
     """
     try:
-        address = Middleware(RootAddress, scripts=[left_fields.SCRIPT], links=links(STATIC))
+        head = arriving.STYLE + pictures.STYLE + links(STATIC)
+        address = Middleware(RootAddress, scripts=SCRIPTS, links=head)
         return [_guard(), address, _browser_code()]
     except DersError as error:
         sys.exit(f"ders: {error}")
@@ -56,9 +60,7 @@ def _guard() -> Middleware:
         Guard,
         origins=Origins.of(host, scheme, further),
         secret=secret,
-        headers=studio_headers(
-            STATIC.parent / "index.html", [root_address.SCRIPT, left_fields.SCRIPT]
-        ),
+        headers=studio_headers(STATIC.parent / "index.html", [root_address.SCRIPT, *SCRIPTS]),
     )
 
 

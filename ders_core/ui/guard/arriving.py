@@ -1,0 +1,78 @@
+"""What a page shows does not move while it arrives.
+
+Streamlit draws a grey bar, 40 px high and 16 px wide, in place of each kind of element whose code
+the browser does not have yet. Until the server has named a first element it draws no sidebar, and a
+narrow page. What comes later pushes the rest aside. So sidebar and page have their places from the
+start, and a new part of a page is shown once the browser has the code of all that stands in it and
+above it.
+"""
+
+from __future__ import annotations
+
+LONGEST = 8000
+"""Milliseconds that something waits at most for code."""
+
+QUIET = 60
+"""Milliseconds for which a part of a page must hold no bar: its elements come one by one."""
+
+BAR = 40
+"""Pixels: the height of Streamlit's bar where an element has no place of its own. What has one,
+such as a plot, is not waited for: it moves nothing when it comes."""
+
+SIDEBAR = 250
+"""Pixels: the width of the sidebar, unless a visitor has changed it."""
+
+NARROW = 768
+"""Pixels. In a window of that width the sidebar lies above the page, and is closed at first."""
+
+STYLE = f"""<style>
+@media (min-width: {NARROW + 1}px) {{
+  [data-testid="stAppViewContainer"]:not(:has(> [data-testid="stSidebar"])) {{
+    padding-left: var(--sidebar, {SIDEBAR}px);
+  }}
+}}
+[data-testid="stMainBlockContainer"] {{ max-width: none !important; }}
+[data-waits], [data-waits] * {{ visibility: hidden !important; }}
+</style>"""
+"""Of pages that arrive."""
+
+SCRIPT = f"""{{
+const root = document.documentElement;
+const width = parseInt(localStorage.getItem("sidebarWidth"));
+if (width) root.style.setProperty("--sidebar", `${{width}}px`);
+const part = (name) => `[data-testid="${{name}}"]`;
+const bar = part("stSkeleton"), element = part("stElementContainer");
+const blocks = `:is(${{part("stMainBlockContainer")}}, ${{part("stBottomBlockContainer")}}) > `
+    + `${{part("stVerticalBlock")}} > *`;
+const timers = new WeakMap(), shown = new WeakSet();
+const show = (block) => {{
+    block.removeAttribute("data-waits");
+    shown.add(block);
+}};
+const within = (block, milliseconds, name) => {{
+    const own = timers.get(block) ?? {{}};
+    timers.set(block, own);
+    own[name] ??= setTimeout(show, milliseconds, block);
+}};
+const lacks = (block) => [...block.querySelectorAll(bar)]
+    .some((found) => found.closest(element).clientHeight <= {BAR});
+const look = () => {{
+    let lacking = false;
+    for (const block of document.querySelectorAll(blocks)) {{
+        if (shown.has(block)) continue;
+        lacking ||= lacks(block);
+        if (!lacking && block.matches(element)) show(block);
+        else {{
+            block.setAttribute("data-waits", "");
+            within(block, {LONGEST}, "last");
+            if (!lacking) within(block, {QUIET}, "quiet");
+            else if (timers.get(block).quiet) {{
+                clearTimeout(timers.get(block).quiet);
+                timers.get(block).quiet = null;
+            }}
+        }}
+    }}
+}};
+new MutationObserver(look).observe(root, {{childList: true, subtree: true}});
+}}"""
+"""What was shown once is never hidden again."""
