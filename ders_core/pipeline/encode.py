@@ -232,7 +232,7 @@ def _read_next(
 
 
 def _leave(
-    group: ExpertGroup, holding: Holding, ahead: Holding, threads: int, unfinished: int
+    group: MatrixStack, holding: Holding, ahead: Holding, threads: int, unfinished: int
 ) -> None:
     """Let what is read ahead have the memory that a held group's last experts do not need."""
     if (following := next_base()) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint import ExpertGroup, MatrixStack
 from ders_core.checkpoint.held import Holding, is_plain, is_small
 from ders_core.checkpoint.side_by_side import UNUSED
 from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES
@@ -67,7 +67,7 @@ def holding_of(
 
 
 def left_free(
-    group: ExpertGroup, holding: Holding, ahead: Holding, threads: int, unfinished: int
+    group: MatrixStack, holding: Holding, ahead: Holding, threads: int, unfinished: int
 ) -> int:
     """Bytes of those that `Holding.ahead` leaves for work on a held group which that needs no more
     once only so many of its experts are not finished; no more than all that is held of the group
