@@ -10,7 +10,7 @@ medians of the repeats, and the least and the largest ratio.
     python benchmarks/scale.py --layers 3 --repeats 3 --only analy drop bit \\
         --without "1 thread" load verify calibrated > FILE
 
-As single runs on two quiet cores add up, a repeat of the first takes some 12 minutes a layer, the
+As single runs on two quiet cores add up, a repeat of the first takes some 13 minutes a layer, the
 second half an hour in all; both 7 GB of disk a layer. `--only` chooses the lines whose titles
 contain one of its words, `--without` leaves out those that contain one of its words; four
 recipes that follow each other share a copy. `--experts 2` makes a smaller checkpoint, to try this.
@@ -24,6 +24,7 @@ import platform
 import shutil
 import signal
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -61,6 +62,7 @@ DECODED = {"entropy, 0.2 bits": Goal(least=800), "entropy, 5 bits": Goal(least=2
 """Millions of weights a second, a core."""
 
 WITH_ONE_THREAD = ("drop 0.9", "4 bits", "entropy, 1 bits", "rank 64", CALIBRATED)
+BOUND_BY_COMPUTING = ("rank 64", CALIBRATED)
 LOADED = "4 bits"
 ANALYSES = "analyze", "analyze, heads of spectra"
 MEMORY = "memory: compress"
@@ -115,7 +117,8 @@ def describe(bench: Bench) -> None:
         "asked for, and came from a disk;\nns: user and sys, a weight of an expert; limit: the "
         "share of them that a copy of the weights takes,\nor the products of matrices that the "
         "work is made of, on a thread;\nbusy processors: on average, of two; processor time: with "
-        "two threads, over one's\n",
+        "two threads, over one's;\ntwo processes at once: what they bring over one after another, "
+        "with one thread each\n",
         flush=True,
     )
 
@@ -180,6 +183,25 @@ def two_threads(bench: Bench, what: str, one: Measured, two: Measured) -> None:
     bench.add(f"    processor time, {what}", REPORT, Taken(together, more))
 
 
+def two_processes(bench: Bench, name: str, source: Path, one: Measured) -> None:
+    """What two processes bring that compress the same at once, with one thread each: they wait for
+    nothing of each other, so that two threads of one process can hardly bring more."""
+    title = f"    two processes at once, {name}"
+    if not bench.has(title):
+        return
+
+    def compressed(out: Path) -> Measured:
+        return measure(WORKS, "compress", str(source), name, "1", bench.device, str(out))
+
+    evict(source)
+    outs = [bench.place / f"packed{number}" for number in range(2)]
+    with ThreadPoolExecutor(len(outs)) as pool:
+        seconds = max(cost.seconds for cost in pool.map(compressed, outs))
+    for out in outs:
+        shutil.rmtree(out)
+    bench.add(title, REPORT, Taken(seconds, len(outs) * one.seconds / seconds))
+
+
 def codec(bench: Bench, name: str, layers: int) -> None:
     """There and back, and with 4 bits loaded and compared."""
     title = compressing(name)
@@ -209,6 +231,8 @@ def codec(bench: Bench, name: str, layers: int) -> None:
     add(title, goal, cost)
     if single is not None:
         two_threads(bench, name, single, cost)
+        if name in BOUND_BY_COMPUTING:
+            two_processes(bench, name, source, single)
     back, decoding = f"  synthesize, {name}", f"  decoding, {name}, M weights/s a core"
     if bench.has(back):
         out = bench.place / "back"

@@ -38,12 +38,12 @@ class Room:
 
     def lend(self, shape: Sequence[int], dtype: torch.dtype, most: int, turn: Turn) -> torch.Tensor:
         """Memory for one matrix, `shape` in that dtype, uninitialised. Before the group's turn,
-        wait until all that was lent and is still in use takes at most `most` bytes with it. Raises
-        NotWanted."""
+        wait until all that was lent and is still in use takes at most `most` bytes with it, and
+        what its turn may take beyond. Raises NotWanted."""
         nbytes = math.prod(shape) * dtype.itemsize
         with self._changed:
             self._changed.wait_for(
-                lambda: turn.has_come or turn.is_over or self._taken + nbytes <= most
+                lambda: turn.has_come or turn.is_over or self._taken + nbytes <= most + turn.beyond
             )
             if turn.is_over:
                 raise NotWanted
@@ -89,11 +89,19 @@ class Room:
 class Turn:
     """Of a group that is read ahead, or of one that is worked on. has_come: whether it is asked for
     by now, so that its reading waits for nothing. is_over: whether nobody will ask for it, or for
-    the rest of it."""
+    the rest of it. beyond: bytes that were to be left for work on the group before, and are left by
+    it now."""
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
         self.has_come = self.is_over = False
+        self.beyond = 0
+
+    def may_take(self, beyond: int) -> None:
+        """So many bytes beyond, all together."""
+        with self._changed:
+            self.beyond = beyond
+            self._changed.notify_all()
 
     def come(self) -> None:
         with self._changed:

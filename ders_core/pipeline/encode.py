@@ -30,7 +30,7 @@ from ders_core.pipeline.appended import Appended, Behind, write_variable
 from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encoder import Encoder, Encoding
-from ders_core.pipeline.holding import holding_of
+from ders_core.pipeline.holding import holding_of, left_free
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
 from ders_core.pipeline.next_base import next_base
 from ders_core.pipeline.notes import note_of, write_note
@@ -156,18 +156,18 @@ def _encoded(
     ahead = None if task.ahead is None else stack_of(checkpoint, recipe, task.ahead)
     seen: Callable[[torch.Tensor], None] = digest.add
     prepare = ahead.read_ahead if ahead is not None else None
+    finished: Callable[[int], None] | None = None
     if isinstance(ahead, ExpertGroup):
         held_next = _holding(ahead, task)
         if held_next is None and encoder.threads > 1:
             seen = _and_begin(ahead, task, calibration, digest, stack.shape[0], encoder.threads)
         if held_next is not None and holding is not None:
             prepare = partial(_read_next, ahead, task, calibration, held_next)
-    best, others = _best(_each(tried, encoder, prepare, seen, placed))
-    return (
-        _or_none(best, others, stack, encoder, device)
-        if recipe.base.is_optional
-        else (best, others)
-    )
+            finished = partial(_leave, stack, holding, held_next, encoder.threads)
+    best, others = _best(_each(tried, encoder, prepare, seen, placed, finished))
+    if not recipe.base.is_optional:
+        return best, others
+    return _or_none(best, others, stack, encoder, device)
 
 
 def _or_none(
@@ -231,6 +231,14 @@ def _read_next(
     following.read(_group_of(task, ahead.key), begin)
 
 
+def _leave(
+    group: MatrixStack, holding: Holding, ahead: Holding, threads: int, unfinished: int
+) -> None:
+    """Let what is read ahead have the memory that a held group's last experts do not need."""
+    if (following := next_base()) is not None:
+        following.may_take(left_free(group, holding, ahead, threads, unfinished))
+
+
 def _group_of(task: EncodeTask, key: Key) -> object:
     """What stands for a group that is decomposed as this task says."""
     return task.source, task.recipe, key, task.device
@@ -273,14 +281,15 @@ def _each(
     prepare: Callable[[], None] | None,
     seen: Callable[[torch.Tensor], None] | None,
     placed: PlacedGroup | None,
+    finished: Callable[[int], None] | None,
 ) -> Iterator[Encoding]:
     """The stack against each base that is offered. prepare: called once the first base is made, for
-    what is encoded next. seen: called with each matrix once."""
+    what is encoded next. seen: called with each matrix once. finished: as of `Encoder.encode`."""
     for name, decomposition in tried:
         if prepare is not None:
             prepare()
             prepare = None
-        yield encoder.encode(name, decomposition, seen, placed)
+        yield encoder.encode(name, decomposition, seen, placed, finished)
         seen = placed = None  # another base that is better is written over the first one
 
 

@@ -148,11 +148,13 @@ class Encoder:
         decomposition: Decomposition,
         seen: Callable[[torch.Tensor], None] | None = None,
         placed: PlacedGroup | None = None,
+        finished: Callable[[int], None] | None = None,
     ) -> Encoding:
         """The base and all parts over the matrices, on the CPU; and the errors.
 
         base: the name of its kind. seen: as of `Decomposition.each`. placed: gets base and parts,
-        each matrix's as soon as it is encoded. Sums are taken in the order of the matrices. Raises
+        each matrix's as soon as it is encoded. finished: called with how many matrices are left
+        once one is encoded, in order. Sums are taken in the order of the matrices. Raises
         CheckpointError for values that a codec cannot give back, CodecError.
         """
         stored, fitted = self.prepared(decomposition)
@@ -162,6 +164,8 @@ class Encoder:
         # closed here, also where writing fails: else threads and memory stay with the error
         with closing(self._each(stored, fitted, seen)) as encoded:
             for number, (packed, lost) in enumerate(on_cpu(encoded)):
+                if finished is not None:
+                    finished(stack.shape[0] - number - 1)
                 if not math.isfinite(lost.squares.error):  # as the matrix is finite
                     raise _too_large(stack, stack.matrix_name(number), fitted.expert(number).label)
                 losses += lost

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint import ExpertGroup, MatrixStack
 from ders_core.checkpoint.held import Holding, is_plain, is_small
 from ders_core.checkpoint.side_by_side import UNUSED
 from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES
@@ -64,3 +64,18 @@ def holding_of(
     if ahead < matrix or (count - 2) * matrix + threads * beside > left:
         return None
     return Holding(count, min(ahead, count * matrix), beside, left)
+
+
+def left_free(
+    group: MatrixStack, holding: Holding, ahead: Holding, threads: int, unfinished: int
+) -> int:
+    """Bytes of those that `Holding.ahead` leaves for work on a held group which that needs no more
+    once only so many of its experts are not finished; no more than all that is held of the group
+    ahead needs, whose matrices are as large. ahead: of that. threads: as of
+    `Decomposition.each`."""
+    experts, out, width = group.shape
+    matrix, working = out * width * group.dtype.itemsize, min(threads, unfinished)
+    read = min(threads + 1, experts - holding.count)
+    still = min(threads + 1, unfinished, experts - holding.count)
+    free = (threads - working) * holding.beside + (read - still) * matrix
+    return min(free, ahead.count * matrix - ahead.ahead)

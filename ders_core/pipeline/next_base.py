@@ -52,6 +52,11 @@ class NextBase:
         if self._begun is None:
             self._begun = group, self._pool.submit(self._context.run, begin), turn
 
+    def may_take(self, beyond: int) -> None:
+        """Let what is read take so many bytes beyond what it was to leave free, all together."""
+        if self._begun is not None:
+            self._begun[2].may_take(beyond)
+
     def take(self, group: object) -> Tried | None:
         """What was begun; None if that was another group, or failed: it fails again where it is
         made, and can be told there."""

@@ -153,6 +153,48 @@ def test_the_next_group_is_read_meanwhile(
     assert [name for _, name in read] == ["MainThread", *["compute"] * (len(groups) - 1)]
 
 
+@pytest.mark.timeout(120)
+def test_the_last_expert_leaves_room_to_read_the_rest(
+    mixtral_dir: Path, tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is held of the next group is read before its turn comes, though only a part of it
+    fits beside what all threads work on."""
+    beside = 8 * CACHED_SLAB_BYTES  # of two threads as much as slabs take
+    held, early = 3, dict[Turn, int]()
+    all_there, lend, may_take = threading.Condition(), Room.lend, NextBase.may_take
+
+    def lent(
+        self: Room, shape: Sequence[int], dtype: torch.dtype, most: int, turn: Turn
+    ) -> torch.Tensor:
+        memory = lend(self, shape, dtype, most, turn)
+        if not turn.has_come:
+            with all_there:
+                early[turn] = early.get(turn, 0) + 1
+                all_there.notify_all()
+        return memory
+
+    def waits(self: NextBase, beyond: int) -> None:
+        """The last expert is not asked for until the rest is read."""
+        may_take(self, beyond)
+        if beyond and self._begun is not None:
+            turn = self._begun[2]
+            with all_there:
+                assert all_there.wait_for(lambda: early.get(turn) == held, 60)
+
+    monkeypatch.setattr(Quantized, "beside_bytes", lambda *_: beside)
+    let_hold(monkeypatch, held, MeanBase())
+    with threads_of_torch(1):
+        compress(mixtral_dir, tmp_path / "one", recipe_of(MeanBase()))
+    early.clear()
+    monkeypatch.setattr(Room, "lend", lent)
+    monkeypatch.setattr(NextBase, "may_take", waits)
+    with threads_of_torch(2):
+        compress(mixtral_dir, tmp_path / "two", recipe_of(MeanBase()))
+    groups = open_checkpoint(mixtral_dir).groups()
+    assert list(early.values()) == [held] * (len(groups) - 1)
+    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
+
+
 def test_tasks_that_do_not_follow_one_another_hold_nothing(
     mixtral_dir: Path, tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,9 +368,17 @@ def test_a_matrix_waits_for_room_until_its_turn_comes() -> None:
     assert len(lent) == 1
     waiting = threading.Thread(target=lend)
     waiting.start()
+    ahead.may_take(0)
+    waiting.join(0.05)
+    assert len(lent) == 1
+    ahead.may_take(1)
+    waiting.join()
+    assert len(lent) == 2
+    waiting = threading.Thread(target=lend)
+    waiting.start()
     ahead.come()
     waiting.join()
-    assert room._taken == 2 * nbytes
+    assert room._taken == 3 * nbytes
     lent.clear()
     assert room._taken == 0
 

@@ -14,16 +14,17 @@ import torch
 from ders_core.checkpoint import ExpertGroup
 from ders_core.codecs import Codec, Entropy, LowRank, Quantized, Sparse
 from ders_core.codecs.group import GroupCodec
-from ders_core.compute.threads import threads_of_torch
+from ders_core.compute.threads import threads_for, threads_of_torch
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import write_calibration
-from ders_core.pipeline.holding import holding_of
+from ders_core.pipeline.holding import holding_of, left_free
 from ders_core.recipe import Recipe, Rule
 
 EXPERTS, OUT, WIDTH = 8, 14336, 4096
 """Of Mixtral."""
 
 MATRIX = 2 * OUT * WIDTH
+CPU = torch.device("cpu")
 
 
 def mixtral_of(directory: Path, shape: tuple[int, int] = (OUT, WIDTH)) -> Path:
@@ -79,6 +80,32 @@ def test_most_of_mixtral_is_read_ahead(
     thread, where all are held then, or where half of them or fewer would be otherwise."""
     for group in open_checkpoint(mixtral_of(tmp_path / "model")).groups():
         assert [told(group, codec, threads) for threads in (1, 2, 16)] == expected
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, [6]), (2, [4, 6]), (16, [2, 4, 5])])
+def test_the_last_experts_leave_room_to_read_the_rest(
+    threads: int, expected: list[int], tmp_path: Path
+) -> None:
+    """With low rank, which needs much memory beside an expert. expected: how many experts fit that
+    are read ahead, as soon as threads have their last expert, and as one after another ends. What
+    is in use then stays within all that was said."""
+    codec = LowRank(rank=64)
+    codecs = GroupCodec.same(codec, EXPERTS)
+    for group in open_checkpoint(mixtral_of(tmp_path / "model")).groups():
+        with threads_of_torch(threads):
+            holding = holding_of(group, Recipe(name="x", rules=(Rule(codec=codec),)), codecs, "cpu")
+            working = threads_for(EXPERTS, codec.working_bytes(group.shape[1:]), CPU)
+        assert holding is not None
+        fitting = list[int]()
+        for unfinished in range(EXPERTS, 0, -1):
+            ahead = holding.ahead + left_free(group, holding, holding, working, unfinished)
+            fitting.append(ahead // MATRIX)
+            assert fitting[-1] <= holding.count
+            beside = min(working, unfinished) * holding.beside
+            being_read = min(unfinished, working + 1, EXPERTS - holding.count)
+            assert ahead + beside + being_read * MATRIX <= holding.most
+        assert fitting[-len(expected) :] == expected
+        assert set(fitting[: -len(expected)]) == {expected[0]}
 
 
 def test_what_leaves_no_room_to_read_ahead_is_not_held(tmp_path: Path) -> None:
