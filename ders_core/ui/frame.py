@@ -25,7 +25,7 @@ from ders_core.ui.linked_recipe import follow_linked_recipe, show_refused
 from ders_core.ui.place_title import place_title
 from ders_core.ui.plain import name, plain, show_error
 from ders_core.ui.predicted_size import PredictedSize
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text
 
 REFRESH_SECONDS = 2
 NAME = 40
