@@ -72,11 +72,12 @@ def test_a_share_is_met(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
     manifest = PackedCheckpoint(tmp_path / "out").manifest
     assert "budget" not in manifest.recipe  # it travels as the rules that it became
     assert recipe.budget is not None
-    again = settled(recipe, recipe.budget, open_checkpoint(mixtral_dir))
+    again = settled(recipe, recipe.budget, open_checkpoint(mixtral_dir), with_lossless=True)
     assert again.recipe.public().model_dump(mode="json") == manifest.recipe
     assert again.told is not None
     assert again.told.exact
     assert again.told.bytes_after == written
+    assert all(entry.bytes_lossless for entry in again.told.entries)
 
 
 @pytest.mark.parametrize("saved", [0.87, 1.1])
