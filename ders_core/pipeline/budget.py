@@ -312,7 +312,7 @@ class _OfBytes(_Search):
     def _after(self, asked: list[_Point]) -> float:
         at, settled = asked[-1].at, asked[-1].settled
         if settled is None or settled.told is None:
-            return at + 1
+            return self._bytes.finest if self._bytes.finest > at else at + 1
         self._bytes.correct(at, settled.told.bytes_after)
         after = self._aimed()
         return after if after != at else math.inf  # no other one comes nearer

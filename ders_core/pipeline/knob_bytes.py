@@ -119,6 +119,14 @@ class KnobBytes:
         share = (above - most) / (above - below) if most < above < math.inf else 1.0
         return (fine + share) / PER_OCTAVE
 
+    @property
+    def finest(self) -> float:
+        """The logarithm of the finest knob that is not too fine without making up for errors, of
+        those that were asked for and those between; that of the coarsest, if all were."""
+        last = min(self._counted)
+        finest = last if self._counted[last] < math.inf else self._finest_from(last)
+        return COARSEST if finest is None else finest / PER_OCTAVE
+
     def _told(self, number: int) -> float:
         """Bytes of the whole output with the knob of a number."""
         return self._beside + self._ratio * self._levels(number)
