@@ -5,8 +5,13 @@ it was. For each recipe with both: all bytes, KL to the original on held-out tex
 the interval of 95 % over windows, the change of both against `absorbed`, and the predicted KL over
 the measured one.
 
-    python benchmarks/base_errors.py WORK [--models shipped-demo] [--knobs 3e-5 3e-4 3e-3]
-        [--tokens 4096] [--calibration-tokens 12288] > FILE
+    python benchmarks/base_errors.py WORK [--models shipped-demo real-lm]
+        [--recipes WORDS ...] [--knobs 3e-5 3e-4 3e-3] [--tokens 4096]
+        [--calibration-tokens 12288] > FILE
+
+`--recipes` takes those alone whose names have one of the words. WORK keeps models, calibrations and
+every finished line (`base-errors.jsonl`), so that a run that was cut short goes on; remove that
+file after codecs have changed. The real model needs `pip install -e '.[benchmark]'`.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from each_model import KnownModel, run
+from remembered import Remembered
+from window_kl import Reference
 
 from ders_core import compress
 from ders_core.recipe import Recipe
@@ -83,33 +90,54 @@ def recipes(calibration: Path, knobs: list[float]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def measure(known: KnownModel, reference: Reference, recipe: Recipe) -> dict[str, Any]:
+    """Pack and run."""
+    with tempfile.TemporaryDirectory() as place:
+        report = compress(known.model.moe, Path(place) / "packed", recipe)
+        compared = reference.compare(Path(place) / "packed")
+    low, high = compared.interval()
+    return {
+        "file_bytes": report.bytes_after,
+        "predicted": report.predicted_kl,
+        "kl": compared.mean,
+        "low": low,
+        "high": high,
+    }
+
+
 def table(known: KnownModel, options: argparse.Namespace) -> None:
     """One model's lines, each printed as soon as it is known."""
-    reference = known.reference()
+    reference, calibration = known.reference(), known.calibration()
+    done = Remembered(options.work / "base-errors.jsonl")
     print(f"calibrated on {options.calibration_tokens} tokens, read on {options.tokens}")
     print(HEADER)
-    for label, fields in recipes(known.calibration(), options.knobs).items():
-        baseline: tuple[int, float] | None = None
+    for label, fields in recipes(calibration, options.knobs).items():
+        if options.recipes and not any(word in label for word in options.recipes):
+            continue
+        baseline: dict[str, Any] | None = None
         for error in ("absorbed", "shared"):
             recipe = Recipe.model_validate({**fields, "base_error": error})
-            with tempfile.TemporaryDirectory() as place:
-                report = compress(known.model.moe, Path(place) / "packed", recipe)
-                compared = reference.compare(Path(place) / "packed")
-            baseline = baseline or (report.bytes_after, compared.mean)
-            low, high = compared.interval()
-            predicted = report.predicted_kl
-            ratio = "-" if predicted is None else f"{predicted / compared.mean:.2f}"
-            print(
-                f"{label:34} {error:9} {report.bytes_after / 1e6:8.3f} "
-                f"{report.bytes_after / baseline[0] - 1:+7.1%} {compared.mean:9.6f} "
-                f"{low:10.6f}-{high:.6f} {compared.mean / baseline[1] - 1:+7.1%} {ratio:>6}",
-                flush=True,
-            )
+            key = [*known.key, label, error]
+            measured = done.measured(key, measure, known, reference, recipe)
+            baseline = baseline or measured
+            print(line(label, error, measured, baseline), flush=True)
+
+
+def line(label: str, error: str, measured: dict[str, Any], baseline: dict[str, Any]) -> str:
+    """ratio: of the predicted KL to the measured one."""
+    kl, predicted = measured["kl"], measured["predicted"]
+    ratio = "-" if predicted is None else f"{predicted / kl:.2f}"
+    return (
+        f"{label:34} {error:9} {measured['file_bytes'] / 1e6:8.3f} "
+        f"{measured['file_bytes'] / baseline['file_bytes'] - 1:+7.1%} {kl:9.6f} "
+        f"{measured['low']:10.6f}-{measured['high']:.6f} {kl / baseline['kl'] - 1:+7.1%} {ratio:>6}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--knobs", nargs="+", type=float, default=[3e-5, 3e-4, 3e-3])
+    parser.add_argument("--recipes", nargs="+", help="words of the names of those to measure")
     run(parser, table)
 
 

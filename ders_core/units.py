@@ -15,6 +15,9 @@ MORE_DIGITS = 3
 """Digits before the point that a number may have beyond its significant ones; larger numbers have
 an exponent."""
 
+MOST_WRITTEN = 12
+"""Digits of a number that a person wrote; what follows them is how floats hold it."""
+
 MORE_DECIMALS = 2
 """Decimals that small numbers may add to those of the largest one in their column; where they need
 more, each number has its own."""
@@ -39,6 +42,13 @@ def number_text(number: float, digits: int = 3) -> str:
 def decimals(number: float, digits: int) -> int:
     """How many decimals a number other than 0 has that is rounded to significant digits."""
     return max(digits - 1 - int(f"{number:.{digits - 1}e}".split("e")[1]), 0)
+
+
+def digits_written(number: float, least: int = 3) -> int:
+    """How many significant digits a number has as a person wrote it, so that it is shown with all
+    of them: 4 for 12.55."""
+    mantissa = f"{abs(number):.{MOST_WRITTEN - 1}e}".split("e")[0]
+    return max(len(mantissa.replace(".", "").rstrip("0")), least)
 
 
 def formatted(format: str, number: float) -> str:

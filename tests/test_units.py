@@ -9,6 +9,7 @@ import pytest
 from ders_core.units import (
     bytes_text,
     count_text,
+    digits_written,
     formatted,
     in_one_line,
     number_text,
@@ -49,6 +50,15 @@ def test_numbers_keep_their_zeros_and_only_extreme_ones_have_an_exponent(
     number: float, digits: int, text: str
 ) -> None:
     assert number_text(number, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "digits"),
+    [(12.55, 4), (100 * 0.2825, 4), (100 * 0.07, 3), (123_456_789, 9), (1.25e-7, 3), (0.0, 3)],
+)
+def test_numbers_that_a_person_wrote_have_all_their_digits(number: float, digits: int) -> None:
+    assert digits_written(number) == digits
+    assert float(number_text(number, digits_written(number))) == pytest.approx(number, rel=1e-12)
 
 
 def test_sizes_and_shares_have_three_digits() -> None:

@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from ders_core.pipeline.forecast import Forecast
     from ders_core.pipeline.plan import OtherEntry, Plan
     from ders_core.recipe import Recipe
-    from ders_core.recipe.budget import Budget
 
 WORTH_TELLING = 0.005
 """Share of an error that is rounding."""
 
+NOT_COMPARED = (
+    "whether the codec lossless would take less depends on the weights, which --predict samples"
+)
+"""Of a plan that was made of headers alone."""
 
 SETTLED_BYTES = 1 << 14
 """Of a recipe, with room to spare."""
@@ -64,25 +67,24 @@ def plan(
 
     chosen = load_recipe(recipe)
     source = open_checkpoint(checkpoint)
-    asked, knob = chosen.budget, dict[str, float]()
-    if asked is not None:
-        settled = _settled(chosen, asked, source, settle, hidden=as_json)
-        planned, knob = settled.plan, {"knob": settled.knob}
+    knob, foretold = dict[str, float](), None
+    if chosen.budget is not None:
+        found = _settled(chosen, source, settle, hidden=as_json, with_lossless=predict or not whole)
+        planned, knob, foretold = found.plan, {"knob": found.knob}, found.told
     elif settle is not None:
         raise RecipeError(f"{chosen.name} has no budget that could be settled; leave --settle out")
     else:
         planned = resolve(chosen, source)
         check_files(chosen, source)  # refused here rather than when the run starts
-    foretold = None
-    if predict or whole or asked is not None:
+    is_enough = foretold is not None and (foretold.exact or not whole)
+    if not is_enough and (predict or whole or knob):
         from ders_core.pipeline.budget import LARGER
         from ders_core.pipeline.forecast import forecast
         from ders_core.pipeline.sampling import SAMPLE
 
-        sample = SAMPLE if asked is None else LARGER * SAMPLE
+        sample = LARGER * SAMPLE if knob else SAMPLE
         sample = SAMPLE * source.bytes_total if whole else sample
         with progress_bar("predict") as progress:
-            # of a budget once more: no knob was compared with lossless
             foretold = forecast(
                 planned,
                 source,
@@ -123,11 +125,15 @@ def plan(
     if foretold is not None:
         _print_outlook(planned, foretold, how)
         return
-    bound = "" if planned.exact else "at most "
+    bound, how = "", ""
+    if not planned.exact:
+        bound, how = "at most ", "; --predict tells about how much, --whole the last byte"
     print_line(
         f"weight files: {bytes_text(planned.bytes_before)} → {bound}"
-        f"{bytes_text(planned.bytes_after)} ({share_text(planned.ratio)} of original)"
+        f"{bytes_text(planned.bytes_after)} ({share_text(planned.ratio)} of original{how})"
     )
+    if planned.loses:
+        print_line(f"note: {NOT_COMPARED}")
 
 
 def _by_kind_and_codec(planned: Plan) -> dict[tuple[str, str], list[OtherEntry]]:
@@ -148,18 +154,20 @@ def _sizes(entries: Sequence[OtherEntry]) -> tuple[str, str]:
 
 
 def _settled(
-    recipe: Recipe, budget: Budget, source: Checkpoint, file: Path | None, *, hidden: bool
+    recipe: Recipe, source: Checkpoint, file: Path | None, *, hidden: bool, with_lossless: bool
 ) -> Settled:
     """The recipe with rules in the place of its budget, and its plan; written to a file if there is
-    one. hidden: nothing is printed."""
+    one. hidden: nothing is printed. with_lossless: as of `settled`."""
     from ders_core.files.output import new_file
     from ders_core.files.writer import write_text
     from ders_core.pipeline.budget import settled
 
+    budget = recipe.budget
+    assert budget is not None, "asked only of such recipes"
     place = nullcontext() if file is None else new_file(file, needs=SETTLED_BYTES)
     with place as aside:
         with progress_bar("budget", hidden=hidden) as progress:
-            result = settled(recipe, budget, source, progress=progress)
+            result = settled(recipe, budget, source, progress=progress, with_lossless=with_lossless)
         if aside is not None:
             write_text(aside, result.recipe.to_yaml())
     if not hidden:

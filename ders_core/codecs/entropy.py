@@ -43,6 +43,7 @@ from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import np, torch
+from ders_core.units import number_text
 
 MOST_FAR = 1e-3
 """Share of entries so many steps from zero that several multiples share a code, where a knob
@@ -265,6 +266,14 @@ class Entropy(ReadOnce, DeltaCodec):
         levels = self._levels(entries, coded, context)
         return entries.decoded(coded, levels), nbytes
 
+    def told_bytes(self, delta: TriedDelta, context: EncodeContext, copies: int) -> float:
+        """About how many bytes a delta takes, by a knob, that has these rows so many times, with
+        the tables of one. Raises CodecError if the knob is too fine."""
+        entries, coded = self._coded_by_knob(delta, context)
+        nbytes = told_bytes(entries.steps, copies * coded.counts_within)
+        self._check_by_knob(coded, nbytes / copies, delta.shape)
+        return nbytes
+
     def _coded_by_knob(self, delta: TriedDelta, context: EncodeContext) -> tuple[Entries, Coded]:
         assert self.knob is not None
         if context.curvature is None:
@@ -279,10 +288,11 @@ class Entropy(ReadOnce, DeltaCodec):
     def _check_by_knob(self, coded: Coded, nbytes: float, shape: tuple[int, int]) -> None:
         """Raises CodecError if the steps are too fine. nbytes: of the stream."""
         if coded.far_share > MOST_FAR or nbytes > self._limit(shape):
+            assert self.knob is not None
             raise CodecError(
-                f"a knob of {self.knob:g} is too small for these deltas: they take more than "
-                f"{8 * MOST_BYTES} bits an entry, or steps finer than can be told; give a "
-                "larger one"
+                f"a knob of {number_text(self.knob)} is too small for these deltas: they take "
+                f"more than {8 * MOST_BYTES} bits an entry, or steps finer than can be told; give "
+                "a larger one"
             )
 
     def _written(self, entries: Entries, coded: Coded, context: EncodeContext) -> torch.Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Lossless
@@ -13,13 +15,14 @@ from ders_core.errors import CodecError, RecipeError
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.forecast import Forecast, forecast
+from ders_core.pipeline.knob_bytes import COARSEST, FINEST, KnobBytes
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.pipeline.recipe_files import check_files
 from ders_core.pipeline.sampling import SAMPLE
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
 from ders_core.recipe.budget import Budget, codec_of_deltas, codec_of_matrices, names_apart
 from ders_core.recipe.rule import MOST_NAMES, USUAL_KINDS
-from ders_core.units import bytes_text, number_text
+from ders_core.units import bytes_text, digits_written, number_text
 
 SPARE = 0.004
 """Share of a budget of bytes that is left free: a sample tells bytes within about as much."""
@@ -36,19 +39,21 @@ AIM = CLOSE / 3
 
 LARGER = 8
 """Times the usual sample, of rows and of experts: tables weigh less in it, and experts are not
-alike. What is taken is judged by it, with errors made up for; knobs are tried without, which needs
-no moments of inputs and far less time."""
+alike. What is taken is judged by it, with errors made up for."""
 
 MOST_JUDGED = 6
 """Knobs that are judged so."""
 
 MOST_TRIED = 16
+"""Knobs of which KL is foretold by a small sample, without making up for errors: that needs no
+moments of inputs and far less time."""
 
 FIRST = 2.0**-16
-"""The knob that is tried first; its unit is √(nats a token)."""
+"""The knob that is looked at first; its unit is √(nats a token)."""
 
-LEAST, MOST = -60, 12
-"""The knobs that are tried, as powers of 2."""
+KNOBS_AN_OCTAVE = 1 << 12
+"""Knobs that are told apart: sums of logarithms are not the same to their last bit on every
+machine, and the knob is to be."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +79,27 @@ def settle(recipe: Recipe, checkpoint: Checkpoint, *, progress: Progress = quiet
 
 @unchanged_inputs()
 def settled(
-    recipe: Recipe, budget: Budget, checkpoint: Checkpoint, *, progress: Progress = quiet
+    recipe: Recipe,
+    budget: Budget,
+    checkpoint: Checkpoint,
+    *,
+    progress: Progress = quiet,
+    with_lossless: bool = False,
 ) -> Settled:
     """Find the knob that meets a budget, and write it out as rules.
 
     The recipe's own rules come last, so they count where they select something. Tensors that the
     calibration did not measure are kept without loss. The same recipe, checkpoint and calibration
-    give the same knob. progress counts knobs tried. Raises RecipeError if the budget cannot be met,
-    CheckpointError if the calibration lacks what a knob needs.
+    give the same knob. progress counts knobs tried. with_lossless: of what is told, as of
+    `forecast`. Raises RecipeError if the budget cannot be met, CheckpointError if the calibration
+    lacks what a knob needs.
     """
     unknown = check_budget(recipe, checkpoint)
     if budget.knob is not None:
         chosen = with_knob(recipe, budget.knob, unknown)
         return Settled(chosen, budget.knob, resolve(chosen, checkpoint), None)
-    search = _Search(recipe, unknown, checkpoint, budget, progress)
-    return search.settled()
+    search = _OfBytes if budget.kl is None else _OfKL
+    return search(recipe, unknown, checkpoint, budget, progress, with_lossless).settled()
 
 
 def check_budget(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
@@ -113,17 +124,18 @@ def missed(budget: Budget, bytes_before: int, bytes_after: int, kl: float | None
     if budget.kl is not None:
         if kl is None or kl <= budget.kl * (1 + TOLD):
             return ""
+        told = number_text(kl, digits_written(budget.kl))
         return (
-            f"the predicted KL is {number_text(kl)} nats a token, above the budget of "
-            f"{budget.kl:g}: a sample foretold less, so give a smaller budget to stay within"
+            f"the predicted KL is {told} nats a token, above the budget of {budget.label}: a "
+            "sample foretold less, so give a smaller budget to stay within"
         )
     most = budget.bytes if budget.share is None else budget.share * bytes_before
     if most is None or bytes_after <= most:
         return ""
     return (
-        f"the weight files take {bytes_text(bytes_after)}, {bytes_text(bytes_after - most)} more "
-        f"than the budget of {budget.label}: a sample foretold fewer, so give a smaller budget to "
-        "stay within"
+        f"the weight files take {bytes_text(bytes_after)} ({bytes_after:,} bytes), "
+        f"{bytes_text(bytes_after - most)} more than the budget of {budget.label}: a sample "
+        "foretold fewer, so give a smaller budget to stay within"
     )
 
 
@@ -167,9 +179,12 @@ class _Point:
         return replace(self, weight=self.weight / 2) if is_again else self
 
 
-class _Search:
-    """Looks for the knob that comes nearest to the budget from within: first with small samples, in
-    which no error is made up for, then from there with larger ones, as it will be encoded."""
+class _Search(ABC):
+    """Looks for the knob that comes nearest to the budget from within: first by small samples,
+    without making up for errors, then from there by larger ones, as it will be encoded."""
+
+    coarser: ClassVar[int]
+    """1 if a coarser knob takes less of the budget, −1 if a finer one does."""
 
     def __init__(
         self,
@@ -178,18 +193,27 @@ class _Search:
         checkpoint: Checkpoint,
         budget: Budget,
         progress: Progress,
+        with_lossless: bool,
     ) -> None:
         self._recipe, self._unknown, self._checkpoint = recipe, unknown, checkpoint
         self._budget, self._progress = budget, progress
+        self._with_lossless = with_lossless
         self._least = math.inf  # bytes
-        self._slope: float | None = None
-        self._coarser = 1 if budget.kl is None else -1  # which way less is taken of the budget
-        most = budget.bytes or (budget.share or 0.0) * checkpoint.bytes_total
-        self._most = budget.kl if budget.kl is not None else most * (1 - SPARE)
+
+    @abstractmethod
+    def _first(self) -> float:
+        """The logarithm of the knob that is judged first."""
+
+    @abstractmethod
+    def _over(self, told: Forecast) -> float:
+        """By how many octaves what is foretold is above what the budget allows."""
+
+    @abstractmethod
+    def _after(self, asked: list[_Point]) -> float:
+        """The logarithm of the knob to ask for next, whatever was learnt from those before."""
 
     def settled(self) -> Settled:
-        tried = self._near(self._try, math.log2(FIRST), MOST_TRIED)
-        judged = self._near(self._judge, tried[-1].at, MOST_JUDGED)
+        judged = self._near(self._judge, self._first(), MOST_JUDGED)
         fitting = [point for point in judged if point.over <= 0 and point.settled is not None]
         if not fitting:
             raise RecipeError(self._refusal())
@@ -201,79 +225,49 @@ class _Search:
         """The knobs that were asked for, the last of which meets the budget if one does.
 
         By false position (Illinois) between a knob that is over the budget and one within it; until
-        there are both, in steps as long as bits and KL let expect.
+        there are both, as `_after` says.
         """
         asked = list[_Point]()
         over: _Point | None = None
         within: _Point | None = None
-        while len(asked) < most and LEAST <= at <= MOST:
+        while len(asked) < most and FINEST <= at <= COARSEST:
             self._progress(len(asked), most, f"trying knob {number_text(2**at)}")
             point = ask(at)
             asked.append(point)
             if point.meets:
                 break
-            self._learn(asked)
             if point.over > 0:
                 within = within and within.lighter(over is not None)
                 over = point
             else:
                 over = over and over.lighter(within is not None)
                 within = point
-            if over is None or within is None:
-                at += self._step(point)
-            else:
-                at = _between(over, within)
+            after = self._after(asked)
+            at = after if over is None or within is None else self._between(over, within, after)
         return asked
+
+    def _between(self, over: _Point, within: _Point, after: float) -> float:
+        """The logarithm of the knob to ask for between two. after: as of `_after`."""
+        return _on_the_line(over, within)
 
     def _judge(self, at: float) -> _Point:
         recipe = with_knob(self._recipe, 2**at, self._unknown)
+        larger = LARGER * SAMPLE
+        point = self._asked(recipe, at, larger, with_lossless=self._with_lossless)
+        if point.settled is not None and point.settled.told is not None:
+            self._least = min(self._least, point.settled.told.bytes_after)
+        return point
+
+    def _asked(
+        self, recipe: Recipe, at: float, sample: int, *, with_lossless: bool = False
+    ) -> _Point:
+        """What a sample foretells of a knob."""
         plan = resolve(recipe, self._checkpoint)
         try:
-            told = forecast(plan, self._checkpoint, sample=LARGER * SAMPLE)
+            told = forecast(plan, self._checkpoint, sample=sample, with_lossless=with_lossless)
         except CodecError:  # steps finer than can be told
-            return _Point(at, math.inf * self._coarser)
-        self._least = min(self._least, told.bytes_after)
+            return _Point(at, math.inf * self.coarser)
         return _Point(at, self._over(told), Settled(recipe, 2**at, plan, told))
-
-    def _over(self, told: Forecast) -> float:
-        """By how many octaves what is foretold is above the budget."""
-        taken = told.bytes_after if self._budget.kl is None else told.predicted_kl
-        if taken is None:
-            raise RecipeError(
-                "the KL of this recipe cannot be foretold, so it cannot have a budget of KL; "
-                "give a share or bytes"
-            )
-        return math.log2(taken / self._most) if taken else -math.inf
-
-    def _learn(self, asked: list[_Point]) -> None:
-        """How many octaves of bytes or KL an octave of the knob is."""
-        if len(asked) > 1:
-            last, before = asked[-1], asked[-2]
-            slope = abs(last.over - before.over) / abs(last.at - before.at)
-            self._slope = slope if math.isfinite(slope) and slope > 0 else self._slope
-
-    def _step(self, point: _Point) -> float:
-        """Octaves to the knob that should be on the other side, or a little further. At first KL is
-        taken to go with the knob's square, and an octave to be a bit for each entry."""
-        if not math.isfinite(point.over):
-            return math.copysign(2.0, point.over) * self._coarser
-        if self._slope is not None:
-            octaves = 1.05 * abs(point.over) / self._slope + CLOSE
-        elif self._budget.kl is not None:
-            octaves = 0.6 * abs(point.over) + 0.05
-        else:
-            bits = 8 * self._most * abs(2**point.over - 1)
-            entries = self._checkpoint.bytes_total / self._checkpoint.dtype.itemsize
-            octaves = 1.2 * bits / entries + 0.05
-        return math.copysign(min(octaves, 8.0), point.over) * self._coarser
-
-    def _try(self, at: float) -> _Point:
-        recipe = with_knob(self._recipe, 2**at, self._unknown, compensated=False)
-        try:
-            told = forecast(resolve(recipe, self._checkpoint), self._checkpoint)
-        except CodecError:  # steps finer than can be told
-            return _Point(at, math.inf * self._coarser)
-        return _Point(at, self._over(told))
 
     def _refusal(self) -> str:
         label = self._budget.label
@@ -288,7 +282,91 @@ class _Search:
         )
 
 
-def _between(one: _Point, other: _Point) -> float:
+class _OfBytes(_Search):
+    """Of a share or bytes. Counted levels tell how bytes go with the knob; what an encoded sample
+    takes tells how many they are."""
+
+    coarser: ClassVar[int] = 1
+
+    def _first(self) -> float:
+        """By counted levels alone."""
+        at = math.log2(FIRST)
+        plain, doubled = (
+            resolve(
+                with_knob(self._recipe, knob, self._unknown, compensated=False), self._checkpoint
+            )
+            for knob in (FIRST, 2 * FIRST)
+        )
+        self._progress(0, MOST_JUDGED, "counting levels")
+        self._bytes = KnobBytes(plain, doubled, at, self._checkpoint)
+        return self._aimed()
+
+    @property
+    def _most(self) -> float:
+        share = (self._budget.share or 0.0) * self._checkpoint.bytes_total
+        return (self._budget.bytes or share) * (1 - SPARE)
+
+    def _over(self, told: Forecast) -> float:
+        return math.log2(told.bytes_after / self._most)
+
+    def _after(self, asked: list[_Point]) -> float:
+        at, settled = asked[-1].at, asked[-1].settled
+        if settled is None or settled.told is None:
+            return self._bytes.finest if self._bytes.finest > at else at + 1
+        self._bytes.correct(at, settled.told.bytes_after)
+        after = self._aimed()
+        return after if after != at else math.inf  # no other one comes nearer
+
+    def _between(self, over: _Point, within: _Point, after: float) -> float:
+        """As levels tell, if they do not contradict what was seen."""
+        low, high = sorted((over.at, within.at))
+        return after if low < after < high else _on_the_line(over, within)
+
+    def _aimed(self) -> float:
+        at = self._bytes.within(self._most * 2**-AIM)
+        return round(KNOBS_AN_OCTAVE * at) / KNOBS_AN_OCTAVE
+
+
+class _OfKL(_Search):
+    """Of KL, which no levels tell: it takes errors."""
+
+    coarser: ClassVar[int] = -1
+    _slope: float | None = None
+    """How many octaves of KL an octave of the knob is."""
+
+    def _first(self) -> float:
+        """By small samples."""
+        return self._near(self._try, math.log2(FIRST), MOST_TRIED)[-1].at
+
+    def _try(self, at: float) -> _Point:
+        recipe = with_knob(self._recipe, 2**at, self._unknown, compensated=False)
+        return self._asked(recipe, at, SAMPLE)
+
+    def _over(self, told: Forecast) -> float:
+        assert self._budget.kl is not None
+        if told.predicted_kl is None:
+            raise RecipeError(
+                "the KL of this recipe cannot be foretold, so it cannot have a budget of KL; "
+                "give a share or bytes"
+            )
+        return math.log2(told.predicted_kl / self._budget.kl) if told.predicted_kl else -math.inf
+
+    def _after(self, asked: list[_Point]) -> float:
+        """By as many octaves as those before let expect, or a little further. At first KL is taken
+        to go with a little less than the knob's square."""
+        point = asked[-1]
+        if len(asked) > 1:
+            slope = abs(point.over - asked[-2].over) / abs(point.at - asked[-2].at)
+            self._slope = slope if math.isfinite(slope) and slope > 0 else self._slope
+        if not math.isfinite(point.over):
+            return point.at - math.copysign(2.0, point.over)
+        octaves = 0.6 * abs(point.over) + 0.05
+        if self._slope is not None:
+            octaves = 1.05 * abs(point.over) / self._slope + CLOSE
+        return point.at - math.copysign(min(octaves, 8.0), point.over)
+
+
+def _on_the_line(one: _Point, other: _Point) -> float:
     """Where the line through both meets the budget from within, not too near to either; the middle,
     where one of them is no number."""
     first, second = (each.weight * (each.over + AIM) for each in (one, other))

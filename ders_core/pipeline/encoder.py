@@ -296,7 +296,7 @@ def store_bases(
     bases = list(base.to(where)) if stacked else [base.to(where)]
     zeros = torch.zeros_like(bases[0])
     codec = form.stacked.fit(lambda chosen: [bases[number].float() for number in chosen])
-    sets = [_members(decomposition, number) for number in range(len(bases))]
+    sets = [members_of(decomposition, number) for number in range(len(bases))]
     contexts = [
         known.base_context(decomposition.group, number, members, seed)
         for number, members in enumerate(sets)
@@ -365,7 +365,7 @@ def _summed(costs: Sequence[torch.Tensor | None]) -> float | None:
     return sum(map(float, bring_together(known)), start=0.0)
 
 
-def _members(decomposition: Decomposition, base: int) -> list[int]:
+def members_of(decomposition: Decomposition, base: int) -> list[int]:
     """The experts that have a base."""
     if decomposition.bases is None:
         return list(range(decomposition.group.shape[0]))

@@ -123,6 +123,14 @@ class Plan:
         return all(exact) and all(other.exact for other in self.others)
 
     @property
+    def loses(self) -> bool:
+        """Whether what is coded may come back otherwise."""
+        codecs = [codec for entry in self.entries for codec in entry.codec.codecs]
+        codecs += [entry.base.codec for entry in self.entries if entry.base and entry.packed]
+        codecs += [other.codec for other in self.others]
+        return not all(codec.lossless for codec in codecs)
+
+    @property
     def remarks(self) -> list[str]:
         """What codecs will do otherwise than they were asked, each once."""
         remarks = [entry.codec.remark((entry.shape[1], entry.shape[2])) for entry in self.entries]

@@ -52,8 +52,10 @@ def synthesize(
     `hashes`, of those that are copied as they are: to take the others takes time.
 
     dtype: a word of `ders_core.pipeline.original_form.DTYPES`: base and delta are added in float32
-    and rounded once, to the original's dtype (`auto`) or to that one, of which config.json then
-    tells too.
+    and the sum is rounded once, to the original's dtype (`auto`) or to that one, of which
+    config.json then tells too. The base that is added is in the original's dtype, so one that is
+    coded was rounded to it before; only with `base_error: shared`, and in another dtype than the
+    original's, it comes in float32 and nothing but the sum is rounded.
     The packed checkpoint's bytes are read once, and hashed before they are decoded, with two
     exceptions: rows that another thread overtook, and a base that comes again after some others,
     are read twice, and the second time not hashed. Each checksum is compared as soon as a part was

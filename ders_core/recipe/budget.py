@@ -15,11 +15,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from ders_core.codecs import Codec, make_codec
-from ders_core.units import bytes_text, number_text, share_text
+from ders_core.units import bytes_text, digits_written, number_text
 
 OF_DELTAS = 0.83
 """The knob of deltas as a part of that of matrices. Rounding by chance has a larger error than
 rounding to the nearest, and costs fewer bits where most entries are below a step."""
+
+ONE_OF = "a budget is one of share, bytes, kl and knob"
 
 UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
@@ -38,8 +40,13 @@ class Budget(BaseModel):
     @classmethod
     def _as_written(cls, data: Any) -> Any:
         """`25%` is a share of 0.25, and `120MB` are bytes."""
-        if not isinstance(data, dict):
+        if isinstance(data, cls):
             return data
+        if not isinstance(data, dict):
+            raise ValueError(f"{ONE_OF}, such as {{share: 25%}}")
+        unknown = [str(name) for name in data if name not in cls.model_fields]
+        if unknown:
+            raise ValueError(f"{ONE_OF}, and has no {unknown[0][:40]!r}")
         fields = dict(data)
         if isinstance(fields.get("share"), str):
             fields["share"] = _share(fields["share"])
@@ -51,7 +58,7 @@ class Budget(BaseModel):
     def _one(self) -> Budget:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("a budget is one of share, bytes, kl and knob")
+            raise ValueError(ONE_OF)
         return self
 
     @model_serializer
@@ -61,10 +68,14 @@ class Budget(BaseModel):
 
     @property
     def label(self) -> str:
+        """With all digits that were written."""
         ((name, value),) = self._plain().items()
         if name == "share":
-            return f"{share_text(value)} of the original"
-        return bytes_text(value, 4) if name == "bytes" else f"{name} {number_text(value)}"
+            percent = 100 * value
+            return f"{number_text(percent, digits_written(percent))} % of the original"
+        if name == "bytes":
+            return bytes_text(value, digits_written(value, 4))
+        return f"{name} {number_text(value, digits_written(value))}"
 
 
 def codec_of_deltas(knob: float) -> Codec:

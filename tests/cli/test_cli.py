@@ -32,6 +32,28 @@ def packed(tmp_path_factory: pytest.TempPathFactory, mixtral_dir: Path) -> Path:
     return out
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_exact", "loses"),
+    [
+        ("rules: [{codec: quantized, bits: 2}]", True, True),
+        ("rules: [{codec: entropy, bits: 2}]", False, True),
+        ("rules: [{codec: lossless}]", False, False),
+        ("rules: [{codec: keep}]", True, False),
+        ("rules: [{codec: lossless}]\nbase_codec: {codec: quantized, bits: 4}", False, True),
+        ("rules: [{codec: keep}]\nothers: {codec: quantized, bits: 8}", True, True),
+    ],
+)
+def test_a_plan_of_headers_says_what_it_does_not_know(
+    mixtral_dir: Path, tmp_path: Path, fields: str, is_exact: bool, loses: bool
+) -> None:
+    """Whether lossless would take less, and how much less than the most it will be."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"name: r\n{fields}\n")
+    told = ders("plan", mixtral_dir, "--recipe", file).stdout
+    assert ("at most" not in told) == ("--whole" not in told) == is_exact
+    assert ("codec lossless would take less depends" in told) == loses
+
+
 def test_help_has_the_summary_of_every_command() -> None:
     """It is written without importing commands; each says the same by its docstring."""
     told = " ".join(ders("--help").stdout.split())

@@ -13,6 +13,7 @@ from support.gradient_calibrations import with_gradients
 from support.messages import raises_saying
 from support.shell import ders, error_of
 
+from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Entropy, Keep, Lossless
 from ders_core.errors import CheckpointError, CodecError, RecipeError
 from ders_core.packed.open import open_checkpoint
@@ -27,6 +28,7 @@ from ders_core.pipeline.budget import (
 )
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.forecast import Forecast, ForecastEntry, forecast
+from ders_core.pipeline.knob_bytes import SampledLevels
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
@@ -71,42 +73,68 @@ def test_a_share_is_met(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
     manifest = PackedCheckpoint(tmp_path / "out").manifest
     assert "budget" not in manifest.recipe  # it travels as the rules that it became
     assert recipe.budget is not None
-    again = settled(recipe, recipe.budget, open_checkpoint(mixtral_dir))
+    again = settled(recipe, recipe.budget, open_checkpoint(mixtral_dir), with_lossless=True)
     assert again.recipe.public().model_dump(mode="json") == manifest.recipe
     assert again.told is not None
     assert again.told.exact
     assert again.told.bytes_after == written
+    assert all(entry.bytes_lossless for entry in again.told.entries)
+
+
+def made_up(
+    monkeypatch: pytest.MonkeyPatch, source: Checkpoint, saved: float, finest: float
+) -> list[float]:
+    """Levels tell a bit an entry for each octave, but of no knob below 2^-8.1; the coder `saved`
+    times as much, of none below `finest`. Gets the shares that are judged."""
+    judged = list[float]()
+
+    def bits(knob: float) -> float:
+        return math.log2(1 + 2**-4 / knob)
+
+    def counted(levels: SampledLevels, factor: float) -> float:
+        assert levels.codec.knob is not None
+        knob = factor * levels.codec.knob
+        if knob < 2**-8.1:
+            raise CodecError("too fine")
+        return levels.entries * bits(knob) / 8
+
+    def told(plan: Plan, checkpoint: Any, *, sample: int, with_lossless: bool) -> Forecast:
+        (rule,) = plan.recipe.base_codec
+        assert isinstance(rule.codec, Entropy)
+        assert rule.codec.rounding == "compensated"
+        assert rule.codec.knob is not None
+        if rule.codec.knob < finest:
+            raise CodecError("too fine")
+        taken = bits(rule.codec.knob) / 16 * source.bytes_total * saved
+        judged.append(taken / source.bytes_total)
+        return Forecast((), round(taken), None)
+
+    monkeypatch.setattr("ders_core.pipeline.knob_bytes.SampledLevels.nbytes", counted)
+    monkeypatch.setattr("ders_core.pipeline.budget.forecast", told)
+    return judged
 
 
 @pytest.mark.parametrize("saved", [0.87, 1.1])
 def test_a_share_is_met_whatever_making_up_for_errors_saves(
     mixtral_dir: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch, saved: float
 ) -> None:
-    """Also where fine steps cannot be told without it. What is foretold is made up: a bit an entry
-    for each octave, and `saved` times as much with errors made up for."""
+    """Also where levels cannot tell of steps as fine."""
     source = open_checkpoint(mixtral_dir)
-    judged = list[float]()
-
-    def told(plan: Plan, checkpoint: Any, *, sample: int = 0) -> Forecast:
-        (rule,) = plan.recipe.base_codec
-        assert isinstance(rule.codec, Entropy)
-        assert rule.codec.knob is not None
-        is_judged = rule.codec.rounding == "compensated"
-        if not is_judged and rule.codec.knob < 2**-8.1:
-            raise CodecError("too fine")
-        bits = math.log2(1 + 2**-4 / rule.codec.knob)
-        taken = bits / 16 * source.bytes_total * (saved if is_judged else 1.0)
-        if is_judged:
-            judged.append(taken / source.bytes_total)
-        return Forecast((), round(taken), None)
-
-    monkeypatch.setattr("ders_core.pipeline.budget.forecast", told)
-    recipe = asking(calibration, {"share": "26%"})
-    assert recipe.budget is not None
-    found = settled(recipe, recipe.budget, source)
+    judged = made_up(monkeypatch, source, saved, 0.0)
+    found = settled(asking(calibration, {"share": 0.26}), Budget(share=0.26), source)
     assert found.told is not None
     assert 0.985 * 0.26 <= found.told.bytes_after / source.bytes_total <= 0.26
-    assert len(judged) <= 4
+    assert len(judged) <= 3
+
+
+@pytest.mark.parametrize("finest", [2**-7.5, 2**-8.9])
+def test_a_share_that_would_take_too_fine_steps_gets_about_the_finest(
+    mixtral_dir: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch, finest: float
+) -> None:
+    source = open_checkpoint(mixtral_dir)
+    made_up(monkeypatch, source, 1.0, finest)
+    found = settled(asking(calibration, {"share": 0.9}), Budget(share=0.9), source)
+    assert 1 <= found.knob / finest < 2**0.25
 
 
 def test_a_run_that_misses_its_budget_says_so(
@@ -137,6 +165,12 @@ def test_what_counts_as_missed() -> None:
     assert "1 B" in missed(nbytes, 4000, 1001, None)
     assert not missed(kl, 4000, 5000, 0.01)
     assert "0.02" in missed(kl, 4000, 5000, 0.02)
+    near = missed(Budget(kl=0.0123456), 4000, 5000, 0.0130001)
+    assert "0.0130001 nats" in near
+    assert "budget of kl 0.0123456" in near
+    over = missed(Budget(bytes=123_456_789), 4 * 10**8, 123_456_800, None)
+    assert "123,456,800 bytes" in over
+    assert "11 B more than the budget of 123.456789 MB" in over
     assert not missed(kl, 4000, 5000, None)
     assert not missed(Budget(knob=1.0), 4000, 5000, 1.0)  # it promises nothing else
 
@@ -194,7 +228,7 @@ def test_a_budget_of_kl(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
     assert found.told is not None
     assert found.told.predicted_kl is not None
     assert 0.99 * 0.02 <= found.told.predicted_kl <= 0.02
-    assert not any(entry.bytes_lossless for entry in found.told.entries)  # a plan asks, once
+    assert not any(entry.bytes_lossless for entry in found.told.entries)  # not asked
     report = compress(mixtral_dir, tmp_path / "out", found.recipe)
     assert report.predicted_kl == pytest.approx(0.02, rel=0.15)
     assert found.told.bytes_after == report.bytes_after
@@ -204,8 +238,7 @@ def test_a_budget_of_kl(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
 def test_a_plan_says_where_lossless_takes_less(
     mixtral_dir: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of what a sample foretells, here a made-up one, for the knob that meets the budget: it is
-    asked once, not for each knob that is tried."""
+    """Of what a sample foretells, here a made-up one, for the knob that meets the budget."""
     source, asked = open_checkpoint(mixtral_dir), asking(calibration, {"share": "90%"})
     chosen = with_knob(asked, 1e-4, check_budget(asked, source))
     plan = resolve(chosen, source)
@@ -224,27 +257,38 @@ def test_a_plan_says_where_lossless_takes_less(
         asked_of.append(plan)
         return told
 
-    found = Settled(chosen, 1e-4, plan, Forecast((), 9_000_000, None))
-    monkeypatch.setattr("ders_core.pipeline.budget.settled", lambda *_, progress: found)
+    asked_to = list[bool]()
+
+    def settle_so(*_: Any, progress: Any, with_lossless: bool) -> Settled:
+        asked_to.append(with_lossless)
+        return Settled(chosen, 1e-4, plan, told)
+
+    monkeypatch.setattr("ders_core.pipeline.budget.settled", settle_so)
     monkeypatch.setattr("ders_core.pipeline.forecast.forecast", foretell)
     file = tmp_path / "budget.yaml"
     file.write_text(asked.to_yaml())
     done = ders("plan", mixtral_dir, "--recipe", file)
     assert "lossless would take about 6.0 MB less" in done.stdout, done.stdout
     assert "about 9.0 MB, by a sample" in done.stdout
-    assert asked_of == [plan]
     ders("plan", mixtral_dir, "--recipe", file, "--predict")
-    assert asked_of == [plan, plan]
+    assert asked_of == []  # what was judged last is told, and not encoded again
     whole = ders("plan", mixtral_dir, "--recipe", file, "--whole").stdout
     assert samples[-1] >= source.bytes_total > 0
     assert "about 9.0 MB" in whole
     assert "sample" not in whole
     ders("plan", mixtral_dir, "--recipe", file, "--whole", "--predict")
-    assert compared == [True, True, False, True]
+    assert compared == [False, True]
+    assert asked_to == [True, True, False, True]
     for more in ((), ("--predict",)):
         found_in = json.loads(ders("plan", mixtral_dir, "--recipe", file, "--json", *more).stdout)
         assert (found_in["knob"], found_in["bytes_after"]) == (1e-4, 9_000_000)
         assert (found_in["exact"], found_in["predicted_kl"]) == (False, None)
+    assert asked_of == [plan, plan]
+    of_knob = Settled(chosen, 1e-4, plan, None)  # no sample was needed to find it
+    monkeypatch.setattr("ders_core.pipeline.budget.settled", lambda *_, **__: of_knob)
+    done = ders("plan", mixtral_dir, "--recipe", file)
+    assert "lossless would take about 6.0 MB less" in done.stdout, done.stdout
+    assert asked_of == [plan, plan, plan]
 
 
 def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:
@@ -313,11 +357,29 @@ def test_what_no_knob_meets(
         ("version: 2\nname: b\ncalibration: c\nbudget: {bytes: 3XB}", ["line 4", "3XB"]),
         ("version: 2\nname: b\ncalibration: c\nbudget: {kl: 1, knob: 2}", ["line 4", "one of"]),
         ("version: 2\nname: b\ncalibration: c\nbudget: {}", ["line 4", "one of"]),
+        ("version: 2\nname: b\ncalibration: c\nbudget: {size: 3}", ["line 4", "size", "share"]),
+        ("version: 2\nname: b\ncalibration: c\nbudget: 25%", ["line 4", "share: 25%"]),
     ],
 )
 def test_budgets_that_say_nothing(text: str, facts: list[str]) -> None:
     with raises_saying(RecipeError, *facts):
         Recipe.from_yaml(text)
+
+
+@pytest.mark.parametrize(
+    ("budget", "label"),
+    [
+        ("{share: 12.55%}", "12.55 % of the original"),
+        ("{bytes: 12.3456MB}", "12.3456 MB"),
+        ("{kl: 0.003}", "kl 0.00300"),
+        ("{kl: 1.2345e-7}", "kl 1.2345e-7"),
+        ("{knob: 1.2345678e-5}", "knob 0.000012345678"),
+    ],
+)
+def test_a_budget_is_named_with_the_digits_that_were_written(budget: str, label: str) -> None:
+    recipe = Recipe.from_yaml(f"version: 2\nname: b\ncalibration: c\nbudget: {budget}")
+    assert recipe.budget is not None
+    assert recipe.budget.label == label
 
 
 def test_units() -> None:

@@ -19,7 +19,7 @@ from support.changed_bytes import change_unseen
 from support.recipe_pages import recipe_of
 from support.studio_pages import on, opened, words
 
-from ders_core.analysis import analyze
+from ders_core.analysis import analyze, sampled_verdict
 from ders_core.analysis.group_table import TableInMemory
 from ders_core.analysis.tables import COLUMNS
 from ders_core.jobs import JobStore, Workspace
@@ -85,6 +85,11 @@ def test_checkpoint_page_answers(app: AppTest, mixtral_dir: Path) -> None:
     assert "4 experts × 2 layers, top-2." in text
     assert "share one start" in text
     checkpoint = open_checkpoint(mixtral_dir)
+    saving = sampled_verdict(checkpoint).saving
+    assert saving is not None
+    assert saving.bits > 1  # what is asserted below is no sentence that says "nothing"
+    assert "At the error of plain 4-bit coding, decomposition takes about" in text
+    assert f"it saves {saving.bits:.1f} bits" in text
     shown = {metric.label: metric.value for metric in app.metric}
     assert shown["Weight files"] == f"{number_text(checkpoint.bytes_total / 1e3)} kB"
     assert shown["Experts' share"] == f"{number_text(100 * checkpoint.expert_share)} %"
@@ -106,7 +111,10 @@ def test_one_figure_on_every_page(app: AppTest, workspace: Workspace, mixtral_di
 
 def test_a_scratch_model_is_recognised(app: AppTest, scratch_dir: Path) -> None:
     opened(app, scratch_dir)
-    assert "no common start" in words(app)
+    text = words(app)
+    assert "no common start" in text
+    assert "At the error of plain 4-bit coding, decomposition saves nothing" in text
+    assert "base: none codes the weights themselves" in text
 
 
 @pytest.mark.parametrize(("path", "fact"), [("/etc", "DERS_ROOTS"), ("gone", "does not exist")])
