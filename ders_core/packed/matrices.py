@@ -204,7 +204,8 @@ class PackedMatrices:
 
         def read(part: str, count: int) -> np.ndarray:
             begin, taken = sum(stack.lengths[names[part]][:row]), min(count, lengths[part])
-            return self._tensor(stack, names[part]).words(begin, (1, taken), (taken, 1))[0]
+            part_bytes = self._tensor(stack, names[part])
+            return part_bytes.words(begin, (1, taken), (taken, 1)).reshape(taken)
 
         with naming(self.place(stack, number)):
             return codec.held_lengths(PartBegins(lengths, read), stack.stacked[1:])
