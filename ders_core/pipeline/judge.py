@@ -15,6 +15,7 @@ from ders_core.compute.threads import each_piece
 from ders_core.decompose.distortion import (
     Squares,
     gain_of,
+    in_float32,
     output_pieces,
     sums_of,
     sums_of_pieces,
@@ -186,7 +187,7 @@ class Judge:
         noise_cost = router_noise = nothing
         correlated, moments = torch.zeros_like(squares[:2]), self.context.moments
         output = self._of_outputs(
-            lambda rows: synthesized[rows].float().sub_(self.weight[rows].float())
+            lambda rows: in_float32(synthesized[rows]).sub_(in_float32(self.weight[rows]))
         )
         if self.charge is not None:
             deviation, kept = Deviation(judged, self.weight, self.start), nothing + 1
@@ -205,30 +206,26 @@ class Judge:
 
     def _energy_of_outputs(self) -> torch.Tensor:
         """E‖Wx‖² of the chosen rows; 0 without second moments."""
-        return self._of_outputs(lambda rows: self.weight[rows].float())
+        return self._of_outputs(lambda rows: in_float32(self.weight[rows]))
 
-    def _of_outputs(self, error: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def _of_outputs(self, error: Callable[[slice | torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """E‖Ex‖² of the chosen rows, float64 `[]`; 0 without second moments. error: some rows of E,
-        float32."""
+        float32. The rows are all, or some that are spread evenly where moments are full."""
         total = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         if self.inputs is None:
             return total
-        inputs, chosen = self.inputs, list(self._chosen(self.inputs))
-        squares = [total] * len(chosen)
+        inputs, (out, width) = self.inputs, self.weight.shape
+        count = out if inputs.believed.dim() == 1 else min(out, OUTPUT_ROWS)
+        spread = torch.arange(count, device=self.weight.device) * out // max(count, 1)
+        some = list(output_pieces((count, width), inputs.believed))
+        squares = [total] * len(some)
 
         def add(number: int) -> None:
-            squares[number] = inputs.output_squared(error(chosen[number]))
+            rows = some[number] if count == out else spread[some[number]]
+            squares[number] = inputs.output_squared(error(rows))
 
-        rows = max(map(len, chosen), default=0)
-        each_piece(add, range(len(chosen)), OUTPUT_BYTES * rows * self.weight.shape[1])
-        for some in squares:
-            total = total + some
+        most = max((piece.stop - piece.start for piece in some), default=0)
+        each_piece(add, range(len(some)), OUTPUT_BYTES * most * width)
+        for square in squares:
+            total = total + square
         return total
-
-    def _chosen(self, inputs: Inputs) -> Iterator[torch.Tensor]:
-        """The rows that outputs are judged by, a few at a time: all, or some that are spread evenly
-        where moments are full."""
-        (total, width), moments = self.weight.shape, inputs.believed
-        count = total if moments.dim() == 1 else min(total, OUTPUT_ROWS)
-        rows = torch.arange(count, device=self.weight.device) * total // max(count, 1)
-        return (rows[piece] for piece in output_pieces((count, width), moments))
