@@ -161,7 +161,9 @@ def _encoded(
         if held_next is None and encoder.threads > 1:
             seen = _and_begin(ahead, task, calibration, digest, stack.shape[0], encoder.threads)
         if held_next is not None and holding is not None:
-            prepare = partial(_read_next, ahead, task, calibration, held_next)
+            # the weights and moments of this group are in memory then, and not those of the next
+            least = replace(held_next, ahead=min(held_next.ahead, holding.ahead))
+            prepare = partial(_read_next, ahead, task, calibration, least)
     best, others = _best(_each(tried, encoder, prepare, seen, placed))
     return (
         _or_none(best, others, stack, encoder, device)
