@@ -170,8 +170,8 @@ class Judge:
 
     def sums(
         self,
-        synthesized: torch.Tensor,
-        judged: torch.Tensor,
+        chosen: torch.Tensor,
+        judged: torch.Tensor | None,
         squares: torch.Tensor,
         own: torch.Tensor,
         probe: torch.Tensor,
@@ -179,17 +179,18 @@ class Judge:
         """All that is to be known for `Losses.of`: float64 `[16]` on the device of the weight,
         which nothing waits for.
 
-        synthesized: Ŵ. judged: the same where the delta is added to `start`. squares, own: `[4]`,
-        `sums_of` the one against the base and of the other against `start`. probe: of
-        `probe_sums`.
+        chosen: the rows of Ŵ that outputs are judged by (`row_numbers`). judged: Ŵ where the delta
+        is added to `start`; None without a charge. squares, own: `[4]`, `sums_of` Ŵ against the
+        base and of the other against `start`. probe: of `probe_sums`.
         """
         nothing = torch.zeros_like(squares[0])
         noise_cost = router_noise = nothing
         correlated, moments = torch.zeros_like(squares[:2]), self.context.moments
         output = self._of_outputs(
-            lambda rows: in_float32(synthesized[rows]).sub_(in_float32(self.weight[rows]))
+            lambda some, rows: in_float32(chosen[some]).sub_(in_float32(self.weight[rows]))
         )
         if self.charge is not None:
+            assert judged is not None
             deviation, kept = Deviation(judged, self.weight, self.start), nothing + 1
             if self.shrinks:
                 gain = gain_of(own)
@@ -206,26 +207,40 @@ class Judge:
 
     def _energy_of_outputs(self) -> torch.Tensor:
         """E‖Wx‖² of the chosen rows; 0 without second moments."""
-        return self._of_outputs(lambda rows: in_float32(self.weight[rows]))
+        return self._of_outputs(lambda _, rows: in_float32(self.weight[rows]))
 
-    def _of_outputs(self, error: Callable[[slice | torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def row_numbers(self) -> torch.Tensor | None:
+        """The rows that outputs are judged by, int64 `[rows]`: some that are spread evenly, where
+        moments are full and there are more; None for all."""
+        out = len(self.weight)
+        if self.inputs is None or self.inputs.believed.dim() == 1 or out <= OUTPUT_ROWS:
+            return None
+        return torch.arange(OUTPUT_ROWS, device=self.weight.device) * out // OUTPUT_ROWS
+
+    def _of_outputs(
+        self, error: Callable[[slice, slice | torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
         """E‖Ex‖² of the chosen rows, float64 `[]`; 0 without second moments. error: some rows of E,
-        float32. The rows are all, or some that are spread evenly where moments are full."""
+        float32; gets which these are of those that are chosen, and of the matrix."""
         total = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         if self.inputs is None:
             return total
-        inputs, (out, width) = self.inputs, self.weight.shape
-        count = out if inputs.believed.dim() == 1 else min(out, OUTPUT_ROWS)
-        spread = torch.arange(count, device=self.weight.device) * out // max(count, 1)
-        some = list(output_pieces((count, width), inputs.believed))
-        squares = [total] * len(some)
+        inputs, chosen = self.inputs, self._chosen(self.inputs)
+        squares = [total] * len(chosen)
 
         def add(number: int) -> None:
-            rows = some[number] if count == out else spread[some[number]]
-            squares[number] = inputs.output_squared(error(rows))
+            squares[number] = inputs.output_squared(error(*chosen[number]))
 
-        most = max((piece.stop - piece.start for piece in some), default=0)
-        each_piece(add, range(len(some)), OUTPUT_BYTES * most * width)
+        most = max((some.stop - some.start for some, _ in chosen), default=0)
+        each_piece(add, range(len(chosen)), OUTPUT_BYTES * most * self.weight.shape[1])
         for square in squares:
             total = total + square
         return total
+
+    def _chosen(self, inputs: Inputs) -> list[tuple[slice, slice | torch.Tensor]]:
+        """The rows that outputs are judged by, a few at a time: which these are of those that are
+        chosen, and of the matrix."""
+        (out, width), numbers = self.weight.shape, self.row_numbers()
+        count = out if numbers is None else len(numbers)
+        parts = output_pieces((count, width), inputs.believed)
+        return [(some, some if numbers is None else numbers[some]) for some in parts]
