@@ -135,9 +135,10 @@ class GroupCodec:
         """The most that one of them holds (see `Codec.beside_bytes`)."""
         return max(codec.beside_bytes(shape) for codec in self.codecs)
 
-    def calibrated_bytes(self, shape: tuple[int, int], *, is_full: bool) -> int:
+    def calibrated_bytes(self, shape: tuple[int, int], *, is_full: bool, makes_whole: bool) -> int:
         """The most that one of them holds (see `Codec.calibrated_bytes`)."""
-        return max(codec.calibrated_bytes(shape, is_full=is_full) for codec in self.codecs)
+        known = {"is_full": is_full, "makes_whole": makes_whole}
+        return max(codec.calibrated_bytes(shape, **known) for codec in self.codecs)
 
     def packed_bytes(self, shape: tuple[int, int], dtype: Dtype) -> int:
         """What an expert's parts take at most, of any of them."""

@@ -31,8 +31,9 @@ class NeededMemory:
         without a calibration: that decides how many experts of a group are held meanwhile."""
         return self.working_bytes(shape) - 2 * math.prod(shape)
 
-    def calibrated_bytes(self, shape: tuple[int, int], *, is_full: bool) -> int:
-        """The same with second moments of inputs, `[in, in]` if full, else diagonal: and Ŵ."""
+    def calibrated_bytes(self, shape: tuple[int, int], *, is_full: bool, makes_whole: bool) -> int:
+        """The same with second moments of inputs, `[in, in]` if full, else diagonal: and Ŵ, which a
+        codec that gives it back a few rows at a time holds only if it is made whole."""
         return self.working_bytes(shape)
 
     def shared_bytes(self, width: int) -> int:

@@ -190,12 +190,13 @@ class Quantized(DeltaCodec):
             return super().beside_bytes(shape)
         return PIECES_BYTES + sum(spec.nbytes for spec in self.parts(shape, Dtype.F32).values())
 
-    def calibrated_bytes(self, shape: tuple[int, int], *, is_full: bool) -> int:
+    def calibrated_bytes(self, shape: tuple[int, int], *, is_full: bool, makes_whole: bool) -> int:
         """Pieces of errors too; with full moments, some rows are rounded at a time."""
         if self.grid == "learned" or self.gain == "auto":
-            return super().calibrated_bytes(shape, is_full=is_full)
+            return super().calibrated_bytes(shape, is_full=is_full, makes_whole=makes_whole)
         rows = PIECE_BYTES * ROWS * shape[1] if is_full else 0
-        return self.beside_bytes(shape) + PIECES_BYTES + rows + 2 * math.prod(shape)
+        whole = 2 * math.prod(shape) if makes_whole else 0
+        return self.beside_bytes(shape) + PIECES_BYTES + rows + whole
 
     def shared_bytes(self, width: int) -> int:
         """The factor of moments; and while it is made, blocks of its columns in float64."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ders_core.compute import kernels
+from ders_core.compute.buffers import reused
 from ders_core.compute.pieces import chunk_values, pieces, row_pieces
 from ders_core.compute.sums import SUMMED_FIRST, halved_sum
 from ders_core.compute.symmetric import half_product, values_at_once
@@ -178,11 +179,27 @@ def outputs_squared(errors: torch.Tensor, moments: torch.Tensor) -> torch.Tensor
     for rows in output_pieces((out, count * width), moments):
         piece = errors[:, rows].reshape(-1, width).float()
         scale = tensor_scale_of(piece)
-        piece = piece / scale
-        weighted = piece * moments if moments.dim() == 1 else half_product(piece, moments)
+        piece = torch.div(piece, scale, out=_room_for(piece))
+        if moments.dim() == 1:
+            weighted = torch.mul(piece, moments, out=_room_for(piece))
+        else:
+            weighted = half_product(piece, moments)
         squares = weighted.mul_(piece).sum(1).view(count, -1).sum(1, dtype=torch.float64)
         total += squares * scale.double().square()
     return total.clamp_min(0)
+
+
+def in_float32(rows: torch.Tensor) -> torch.Tensor:
+    """A copy of some rows of a weight, where `outputs_squared` has room for an error."""
+    return _room_for(rows).copy_(rows)
+
+
+def _room_for(rows: torch.Tensor) -> torch.Tensor:
+    """Uninitialised, of this shape and device, float32. On the CPU it has the memory of rows that
+    are gone: what the allocator gives for thousands of pieces leaves as much again in gaps."""
+    if rows.device.type == "cpu":
+        return reused(rows.shape, torch.float32)
+    return torch.empty_like(rows, dtype=torch.float32)
 
 
 def output_pieces(shape: Sequence[int], moments: torch.Tensor) -> Iterator[slice]:

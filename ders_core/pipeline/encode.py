@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
 from ders_core.checkpoint.digest import WeightsDigest
@@ -29,6 +28,7 @@ from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.appended import Appended, Behind, write_variable
 from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
 from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.encoded_note import report_of, told_of
 from ders_core.pipeline.encoder import Encoder, Encoding
 from ders_core.pipeline.holding import holding_of, left_free
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
@@ -37,9 +37,7 @@ from ders_core.pipeline.notes import note_of, write_note
 from ders_core.pipeline.own_files import bytes_of
 from ders_core.pipeline.placed import PlacedGroup
 from ders_core.pipeline.plan import Key, base_form, stack_of
-from ders_core.pipeline.predicted import routers_behind
 from ders_core.pipeline.report import OtherReport, ReportEntry
-from ders_core.pipeline.staged_group import writer_of
 from ders_core.recipe import Recipe
 
 WITHOUT = "none"
@@ -116,8 +114,8 @@ def encode(task: EncodeTask) -> ReportEntry | OtherReport:
         digest.add_biases(stack)
     read = {"sha256": digest.sha256, "version": checkpoint.store.version}
     nbytes, appended, checksums = _write(stack, best, parts, task)
-    report = _report(stack, best, others, nbytes, time.monotonic() - started)
-    told = _note(best, report, checksums, task) | {"appended": appended.dump()} | read
+    report = report_of(stack, best, others, nbytes, time.monotonic() - started)
+    told = told_of(best, report, checksums, task.run) | {"appended": appended.dump()} | read
     write_note(note_of(Path(task.staged)), told, staged=appended.is_staged)
     return report
 
@@ -162,8 +160,10 @@ def _encoded(
         if held_next is None and encoder.threads > 1:
             seen = _and_begin(ahead, task, calibration, digest, stack.shape[0], encoder.threads)
         if held_next is not None and holding is not None:
-            prepare = partial(_read_next, ahead, task, calibration, held_next)
-            finished = partial(_leave, stack, holding, held_next, encoder.threads)
+            # the weights and moments of this group are in memory then, and not those of the next
+            least = replace(held_next, ahead=min(held_next.ahead, holding.ahead))
+            prepare = partial(_read_next, ahead, task, calibration, least)
+            finished = partial(_leave, stack, holding, least, encoder.threads)
     best, others = _best(_each(tried, encoder, prepare, seen, placed, finished))
     if not recipe.base.is_optional:
         return best, others
@@ -331,70 +331,3 @@ def _write(
         raise AssertionError(f"no place for {sorted(variable)}")
     appended, checksums = write_variable(Path(task.staged), variable, task.behind)
     return placed.nbytes + bytes_of(appended.specs), appended, placed.checksums() | checksums
-
-
-def _report(
-    stack: MatrixStack,
-    encoded: Encoding,
-    others: Mapping[str, float],
-    nbytes: int,
-    seconds: float,
-) -> ReportEntry | OtherReport:
-    remark = encoded.codec.remark((stack.shape[1], stack.shape[2]))
-    if isinstance(stack, OtherTensor):
-        return OtherReport(
-            stack.name,
-            stack.kind,
-            encoded.codec.label,
-            stack.nbytes,
-            nbytes,
-            encoded.errors[1],
-            seconds,
-            remark,
-            encoded.noise_cost,
-            encoded.router_noise,
-            routers_behind(stack),
-            encoded.rounding,
-        )
-    assert isinstance(stack, ExpertGroup)
-    return ReportEntry(
-        *stack.key,
-        encoded.codec.label,
-        stack.nbytes,
-        nbytes,
-        *encoded.errors,
-        seconds,
-        encoded.base,
-        others,
-        encoded.output,
-        remark,
-        encoded.own.gain,
-        encoded.own.noise,
-        encoded.noise_cost,
-        encoded.router_noise,
-        encoded.base_label,
-        encoded.rounding,
-        encoded.effective_gain,
-    )
-
-
-def _note(
-    encoded: Encoding,
-    report: ReportEntry | OtherReport,
-    checksums: Mapping[str, str],
-    task: EncodeTask,
-) -> dict[str, Any]:
-    codecs, uses = encoded.codec.dump()
-    form = encoded.form
-    return {
-        "entry": asdict(report),
-        "codec": codecs,
-        "uses": uses,
-        "lengths": encoded.lengths,
-        "bases": encoded.bases,
-        "base_codec": form.codec.dump() if form is not None and form.is_coded else None,
-        "base_lengths": form.lengths if form is not None and form.is_coded else {},
-        "without_base": form is None and not encoded.codec.keeps,
-        "checksums": checksums,
-        "by": writer_of(task.run),
-    }

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from ders_core.compute.buffers import fresh
 from ders_core.later import torch
 
 
 def keeping(
-    pieces: Iterable[torch.Tensor], rows: slice, kept: torch.Tensor
+    pieces: Iterable[torch.Tensor], rows: Sequence[slice], kept: torch.Tensor
 ) -> Iterator[torch.Tensor]:
-    """The pieces, as of `Codec.unpack_in_pieces`; `kept`, `[rows, in]`, gets some rows of them as
-    they go by."""
-    width = kept.shape[1]
-    first, last, begin = rows.start * width, rows.stop * width, 0
-    flat = kept.view(-1)
+    """The pieces, as of `Codec.unpack_in_pieces`; `kept`, `[n, in]`, gets some rows of them as they
+    go by, one slice after another."""
+    width, begin, flat = kept.shape[1], 0, kept.view(-1)
+    places = [(part.start * width, part.stop * width) for part in rows]
+    filled = [0, *accumulate(last - first for first, last in places)]
+    unfinished = 0
     for piece in pieces:
         end = begin + piece.numel()
-        low, high = max(first, begin), min(last, end)
-        if low < high:
-            flat[low - first : high - first] = piece[low - begin : high - begin]
+        for number in range(unfinished, len(places)):
+            first, last = places[number]
+            low, high = max(first, begin), min(last, end)
+            if low < high:
+                shift = filled[number] - first
+                flat[low + shift : high + shift] = piece[low - begin : high - begin]
+            if last > end:
+                break
+            unfinished = number + 1
         begin = end
         yield piece
 

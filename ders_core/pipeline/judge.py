@@ -15,6 +15,7 @@ from ders_core.compute.threads import each_piece
 from ders_core.decompose.distortion import (
     Squares,
     gain_of,
+    in_float32,
     output_pieces,
     sums_of,
     sums_of_pieces,
@@ -169,8 +170,8 @@ class Judge:
 
     def sums(
         self,
-        synthesized: torch.Tensor,
-        judged: torch.Tensor,
+        chosen: torch.Tensor,
+        judged: torch.Tensor | None,
         squares: torch.Tensor,
         own: torch.Tensor,
         probe: torch.Tensor,
@@ -178,17 +179,18 @@ class Judge:
         """All that is to be known for `Losses.of`: float64 `[16]` on the device of the weight,
         which nothing waits for.
 
-        synthesized: Ŵ. judged: the same where the delta is added to `start`. squares, own: `[4]`,
-        `sums_of` the one against the base and of the other against `start`. probe: of
-        `probe_sums`.
+        chosen: the rows of Ŵ that outputs are judged by (`row_numbers`). judged: Ŵ where the delta
+        is added to `start`; None without a charge. squares, own: `[4]`, `sums_of` Ŵ against the
+        base and of the other against `start`. probe: of `probe_sums`.
         """
         nothing = torch.zeros_like(squares[0])
         noise_cost = router_noise = nothing
         correlated, moments = torch.zeros_like(squares[:2]), self.context.moments
         output = self._of_outputs(
-            lambda rows: synthesized[rows].float().sub_(self.weight[rows].float())
+            lambda some, rows: in_float32(chosen[some]).sub_(in_float32(self.weight[rows]))
         )
         if self.charge is not None:
+            assert judged is not None
             deviation, kept = Deviation(judged, self.weight, self.start), nothing + 1
             if self.shrinks:
                 gain = gain_of(own)
@@ -205,30 +207,40 @@ class Judge:
 
     def _energy_of_outputs(self) -> torch.Tensor:
         """E‖Wx‖² of the chosen rows; 0 without second moments."""
-        return self._of_outputs(lambda rows: self.weight[rows].float())
+        return self._of_outputs(lambda _, rows: in_float32(self.weight[rows]))
 
-    def _of_outputs(self, error: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def row_numbers(self) -> torch.Tensor | None:
+        """The rows that outputs are judged by, int64 `[rows]`: some that are spread evenly, where
+        moments are full and there are more; None for all."""
+        out = len(self.weight)
+        if self.inputs is None or self.inputs.believed.dim() == 1 or out <= OUTPUT_ROWS:
+            return None
+        return torch.arange(OUTPUT_ROWS, device=self.weight.device) * out // OUTPUT_ROWS
+
+    def _of_outputs(
+        self, error: Callable[[slice, slice | torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
         """E‖Ex‖² of the chosen rows, float64 `[]`; 0 without second moments. error: some rows of E,
-        float32."""
+        float32; gets which these are of those that are chosen, and of the matrix."""
         total = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         if self.inputs is None:
             return total
-        inputs, chosen = self.inputs, list(self._chosen(self.inputs))
+        inputs, chosen = self.inputs, self._chosen(self.inputs)
         squares = [total] * len(chosen)
 
         def add(number: int) -> None:
-            squares[number] = inputs.output_squared(error(chosen[number]))
+            squares[number] = inputs.output_squared(error(*chosen[number]))
 
-        rows = max(map(len, chosen), default=0)
-        each_piece(add, range(len(chosen)), OUTPUT_BYTES * rows * self.weight.shape[1])
-        for some in squares:
-            total = total + some
+        most = max((some.stop - some.start for some, _ in chosen), default=0)
+        each_piece(add, range(len(chosen)), OUTPUT_BYTES * most * self.weight.shape[1])
+        for square in squares:
+            total = total + square
         return total
 
-    def _chosen(self, inputs: Inputs) -> Iterator[torch.Tensor]:
-        """The rows that outputs are judged by, a few at a time: all, or some that are spread evenly
-        where moments are full."""
-        (total, width), moments = self.weight.shape, inputs.believed
-        count = total if moments.dim() == 1 else min(total, OUTPUT_ROWS)
-        rows = torch.arange(count, device=self.weight.device) * total // max(count, 1)
-        return (rows[piece] for piece in output_pieces((count, width), moments))
+    def _chosen(self, inputs: Inputs) -> list[tuple[slice, slice | torch.Tensor]]:
+        """The rows that outputs are judged by, a few at a time: which these are of those that are
+        chosen, and of the matrix."""
+        (out, width), numbers = self.weight.shape, self.row_numbers()
+        count = out if numbers is None else len(numbers)
+        parts = output_pieces((count, width), inputs.believed)
+        return [(some, some if numbers is None else numbers[some]) for some in parts]

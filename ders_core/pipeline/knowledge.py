@@ -11,6 +11,7 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
+from ders_core.compute.buffers import fresh
 from ders_core.compute.sent import sent
 from ders_core.decompose.distortion import sums_of, sums_of_pieces
 from ders_core.errors import DersError
@@ -252,7 +253,6 @@ def encode_expert(
     rounding does to PROBED_ROWS; None: not measured. packed: the matrix, if that was done with
     others. Raises CodecError; of what is checked on a GPU, `EncodedExpert.losses_by` does."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
-    is_judged = inputs is not None or charge is not None
     packed = packed or packed_alone(codec, weight, start, context)
     parts, checks = packed.parts, packed.checks
     probe, probed_later = None, rounded_from
@@ -264,25 +264,39 @@ def encode_expert(
         del decode  # what it reads from is in memory no longer than the pieces
     else:
         pieces, delta, rows = _given_back(codec, parts, base, context, rounded_from is not None)
-    if is_judged:
-        synthesized = judged = whole(pieces, base)
-        pieces = [synthesized.view(-1)]
+    judge, chosen, judged = None, None, None
+    if inputs is not None or charge is not None:
+        judge = Judge(weight, start, context, charge, router, inputs, shrinks)
+        pieces, chosen, judged = _looked_at(judge, pieces, base)
     some = torch.empty_like(weight[rows])
-    squares = own = sums_of_pieces(keeping(pieces, rows, some), weight, base)
+    squares = own = sums_of_pieces(keeping(pieces, [rows], some), weight, base)
     if delta is not None and probed_later is not None:
         probe = probe_sums(some, probed_later[rows], delta, weight[rows])
     probe = squares.new_zeros(2) if probe is None else probe
     if start is not base:
         judged = whole(codec.unpack_in_pieces(parts, start, context), start)
         own = sums_of(judged, weight, start)
-    if is_judged:
-        judge = Judge(weight, start, context, charge, router, inputs, shrinks)
-        sums = judge.sums(synthesized, judged, squares, own, probe)
+    if judge is not None and chosen is not None:
+        sums = judge.sums(chosen, judged, squares, own, probe)
     else:  # nothing else of the matrix is looked at
         sums = sums_of_weights(squares, own, probe)
     if checks:
         sums = torch.cat([sums, torch.stack([each.holds for each in checks]).double()])
     return EncodedExpert(parts, sums, tuple(each.error for each in checks))
+
+
+def _looked_at(
+    judge: Judge, pieces: Iterable[torch.Tensor], base: torch.Tensor
+) -> tuple[Iterable[torch.Tensor], torch.Tensor, torch.Tensor | None]:
+    """The pieces of Ŵ; the rows of it that outputs are judged by, which may be there only once the
+    pieces have gone by; and Ŵ, if more of it is looked at than these."""
+    numbers = judge.row_numbers()
+    if judge.charge is None and numbers is not None and base.device.type == "cpu":
+        chosen = fresh((len(numbers), base.shape[1]), base.dtype)
+        rows = [slice(number, number + 1) for number in numbers.tolist()]
+        return keeping(pieces, rows, chosen), chosen, None
+    judged = whole(pieces, base)
+    return [judged.view(-1)], judged if numbers is None else judged[numbers], judged
 
 
 def _given_back(

@@ -89,6 +89,6 @@ class SampledJudge(Judge):
         """E‖Ex‖² of the chosen rows of each error; 0 without second moments."""
         total = torch.zeros(len(errors), dtype=torch.float64)
         if self.inputs is not None:
-            for rows in self._chosen(self.inputs):
+            for _, rows in self._chosen(self.inputs):
                 total += self.inputs.outputs_squared(errors[:, rows])
         return total

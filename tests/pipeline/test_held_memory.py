@@ -14,8 +14,10 @@ from support.codec_support import gauss
 from support.compress_support import Snapshot
 from support.counted_reads import read_sizes
 
+from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint import held as held_module
-from ders_core.checkpoint.room import ROOM, Room
+from ders_core.checkpoint.held import Holding, first_held
+from ders_core.checkpoint.room import ROOM, Room, Turn
 from ders_core.checkpoint.side_by_side import UNUSED
 from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES
 from ders_core.checkpoint.streaming import CACHED_SLABS
@@ -118,6 +120,26 @@ def test_what_is_not_held_is_read_through_the_cache_the_first_time(
     with threads_of_torch(1):
         compress(checkpoint, tmp_path / "held", recipe_of(codec))
     assert sum(past) == 3 * EXPERTS * MATRIX
+
+
+def test_a_group_is_read_ahead_into_what_the_group_before_it_leaves(
+    large: None, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may need more beside its experts than the next one does."""
+    ahead, read = {"gate": 3, "up": 2, "down": 4}, list[tuple[str, int]]()
+
+    def told(group: ExpertGroup, *rest: object) -> Holding:
+        return Holding(EXPERTS, ahead[group.projection] * MATRIX, 0, 1 << 40)
+
+    def first(group: ExpertGroup, holding: Holding, turn: Turn) -> ExpertGroup:
+        read.append((group.projection, holding.ahead // MATRIX))
+        return first_held(group, holding, turn)
+
+    monkeypatch.setattr("ders_core.pipeline.encode.holding_of", told)
+    monkeypatch.setattr("ders_core.pipeline.encode.first_held", first)
+    with threads_of_torch(1):
+        compress(checkpoint, tmp_path / "out", recipe_of(make_codec(CODECS[0])))
+    assert read == [("gate", 3), ("up", 2), ("down", 2)]
 
 
 MIXTRAL = 14336, 4096

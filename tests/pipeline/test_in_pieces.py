@@ -10,13 +10,16 @@ from support.codec_support import gauss
 
 from ders_core.codecs import EncodeContext, make_codec
 from ders_core.codecs.fitting import codes
+from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
 from ders_core.compute.sums import SUMMED_FIRST
 from ders_core.decompose.distortion import sums_of, sums_of_pieces
+from ders_core.pipeline import judge
+from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.given_back import keeping, whole
 from ders_core.pipeline.knowledge import encode_expert
 
-PLAIN = EncodeContext(torch.bfloat16, 3)
+BFLOAT16 = torch.bfloat16
 
 
 def pair(shape: tuple[int, int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,11 +76,48 @@ def test_sums_do_not_depend_on_the_pieces(cut: int, monkeypatch: pytest.MonkeyPa
     assert torch.equal(sums_of_pieces(pieces, weight, base), whole)
 
 
-def test_rows_are_kept_as_they_go_by() -> None:
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [slice(0, 12)],
+        [slice(3, 9)],
+        [slice(4, 5)],
+        [slice(12, 12)],
+        [slice(row, row + 1) for row in (0, 2, 3, 8, 11)],
+        [slice(0, 4), slice(4, 4), slice(6, 12)],
+        [],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("cuts", [[], [7, 30], [15, 20, 45]], ids=str)
+def test_rows_are_kept_as_they_go_by(rows: list[slice], cuts: list[int]) -> None:
     matrix = gauss((12, 5))
-    for rows in (slice(0, 12), slice(3, 9), slice(4, 5), slice(12, 12)):
-        for cuts in ([], [7, 30], [15, 20, 45]):
-            kept, pieces = torch.zeros(matrix[rows].shape), matrix.view(-1).tensor_split(cuts)
-            assert all(map(torch.equal, keeping(pieces, rows, kept), pieces))
-            assert torch.equal(kept, matrix[rows])
-            assert torch.equal(whole(pieces, torch.empty(12, 5)), matrix)
+    expected = torch.cat([matrix[:0], *(matrix[each] for each in rows)])
+    kept, pieces = torch.zeros(expected.shape), matrix.view(-1).tensor_split(cuts)
+    assert all(map(torch.equal, keeping(pieces, rows, kept), pieces))
+    assert torch.equal(kept, expected)
+    assert torch.equal(whole(pieces, torch.empty(12, 5)), matrix)
+
+
+@pytest.mark.parametrize("is_charged", [False, True])
+@pytest.mark.parametrize(("count", "numbers"), [(3, [0, 70, 140]), (211, [*range(211)])])
+def test_outputs_are_judged_by_some_rows_where_moments_are_full(
+    is_charged: bool, count: int, numbers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spread evenly, whether or not the rest of Ŵ is looked at; pieces are of few rows."""
+    for name in ("LEAST", "CHUNK"):
+        monkeypatch.setattr(codes, name, 1)
+    monkeypatch.setattr(judge, "OUTPUT_ROWS", count)
+    codec, (weight, base) = make_codec({"codec": "quantized", "bits": 2}), pair((211, 64), BFLOAT16)
+    values = gauss((300, 64), 5)
+    moments = values.T @ values / 300
+    inputs = Inputs(moments)
+    context, charge = EncodeContext(BFLOAT16, 3, moments), curvature((211, 64))
+    encoded = encode_expert(
+        codec, weight, base, context, charge if is_charged else None, inputs=inputs
+    )
+    whole = codec.unpack(encoded.parts, base, context)
+    assert torch.equal(encoded.sums[:4], sums_of(whole, weight, base))
+    errors = whole.double()[numbers] - weight.double()[numbers], weight.double()[numbers]
+    expected = [float(((each @ moments.double()) * each).sum()) for each in errors]
+    assert encoded.sums[8:10].tolist() == pytest.approx(expected, rel=1e-5)

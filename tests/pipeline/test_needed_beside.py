@@ -14,16 +14,18 @@ import torch
 from support.gate_experts import gates, write_experts
 from support.held_tensors import most_held
 
+from ders_core.checkpoint import ExpertGroup
 from ders_core.codecs import Chain, Codec, EncodeContext, Entropy, LowRank, Quantized
 from ders_core.codecs.fitting import block_codes, directions
 from ders_core.codecs.fitting.in_turn import ROWS
 from ders_core.codecs.group import GroupCodec
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import triangles
-from ders_core.compute.threads import HELPING_BYTES, one_thread
+from ders_core.compute.threads import HELPING_BYTES, one_thread, threads_of_torch
 from ders_core.pipeline import judge
 from ders_core.pipeline.believed import Inputs
-from ders_core.pipeline.calibration import write_calibration
+from ders_core.pipeline.calibration import Calibration, write_calibration
+from ders_core.pipeline.holding import holding_of
 from ders_core.pipeline.knowledge import encode_expert
 from ders_core.pipeline.needed_beside import needed_beside
 from ders_core.recipe import Recipe, Rule
@@ -95,8 +97,8 @@ def test_quantized_holds_no_more_than_it_tells_with_a_calibration(is_full: bool)
     context = EncodeContext(torch.bfloat16, 0, inputs.believed)
     with torch.inference_mode(), one_thread():
         held = most_held(lambda: encode_expert(codec, weight, base, context, inputs=inputs))
-    told = codec.calibrated_bytes((8192, width), is_full=is_full)
-    told += codec.shared_bytes(width) if is_full else 0
+    told = codec.calibrated_bytes((8192, width), is_full=is_full, makes_whole=not is_full)
+    told += codec.shared_bytes(width) + 2 * judge.OUTPUT_ROWS * width if is_full else 0
     assert held <= told <= 3 * held
 
 
@@ -164,7 +166,34 @@ def test_what_a_group_needs_depends_on_what_was_measured(codec: Codec, tmp_path:
     assert needed_beside(group, plain, each) == (codec.beside_bytes(shape), 0)
     factor = codec.shared_bytes(group.shape[2])
     assert factor >= square
-    assert found[0] == (codec.calibrated_bytes(shape, is_full=False), 0)
-    beside = codec.calibrated_bytes(shape, is_full=True)
+    assert found[0] == (codec.calibrated_bytes(shape, is_full=False, makes_whole=True), 0)
+    beside = codec.calibrated_bytes(shape, is_full=True, makes_whole=True)
     assert found[1] == (beside, square + factor)
     assert found[2] == (beside + factor, 5 * square + factor)
+
+
+@pytest.mark.parametrize(("threads", "count"), [(1, 6), (2, 5)])
+def test_with_full_moments_most_experts_of_mixtral_are_held(
+    threads: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As only some rows of what comes back are looked at; with gradients all are, and then two
+    threads leave no room for half of them."""
+    shape, codec = (14336, 4096), Quantized(bits=4)
+    write_experts(tmp_path / "model", 8)
+    group, each = gates(tmp_path / "model"), GroupCodec.same(codec, 8)
+    monkeypatch.setattr(ExpertGroup, "shape", (8, *shape))
+    path = tmp_path / "calibration.safetensors"
+    tensors = {"0.in.moments": torch.eye(4), "0.routed": torch.tensor([9] * 8)}
+    write_calibration(path, "0" * 64, 36, tensors)
+    recipe = Recipe(name="x", rules=(Rule(codec=codec),), calibration=path)
+    rows = 2 * judge.OUTPUT_ROWS * shape[1]
+    told = codec.calibrated_bytes(shape, is_full=True, makes_whole=False) + rows
+    assert needed_beside(group, recipe, each)[0] == told
+    with threads_of_torch(threads):
+        holding = holding_of(group, recipe, each, "cpu")
+        assert holding is not None
+        assert holding.count == count
+        monkeypatch.setattr(Calibration, "has_gradients", True)
+        told = codec.calibrated_bytes(shape, is_full=True, makes_whole=True)
+        assert needed_beside(group, recipe, each)[0] == told
+        assert threads == 1 or holding_of(group, recipe, each, "cpu") is None
