@@ -7,7 +7,8 @@ import torch
 
 from ders_core.codecs import EncodeContext, Entropy
 from ders_core.codecs.curvature import Curvature
-from ders_core.codecs.fitting.sensitive_steps import LEAST_SHARE
+from ders_core.codecs.fitting.rounding import EXACT_CODES
+from ders_core.codecs.fitting.sensitive_steps import LEAST_SHARE, steps_by_curvature
 from ders_core.errors import CodecError
 
 OUT, WIDTH, LOUD = 512, 512, 60
@@ -37,6 +38,24 @@ def test_no_row_has_coarse_errors(rounding: str) -> None:
     largest = weight.abs().amax(1)
     assert float((error[:LOUD].amax(1) / largest[:LOUD]).max()) < 2**-11
     assert 0.002 < float(error[LOUD:].max()) < 0.008
+
+
+@pytest.mark.parametrize(("times", "refused"), [(1.0, False), (7.0, False), (9.0, True)])
+def test_a_large_column_makes_all_rows_coarser(times: float, refused: bool) -> None:
+    """Its entries are so many times as large as twelve bits hold, and only theirs are."""
+    known = curvature(1.0)
+    weight = torch.randn(OUT, WIDTH, generator=torch.Generator().manual_seed(1)) / 100
+    steps = steps_by_curvature(known)
+    weight[:, 5] = torch.from_numpy(steps.factors[0]) * float(steps.factors[1][5])
+    knob = 1 / (times * (EXACT_CODES - 1))
+    codec = Entropy.model_validate({"knob": knob, "steps": "sensitive"})
+    context, zeros = EncodeContext(torch.float32, 5, curvature=known), torch.zeros_like(weight)
+    if refused:
+        with pytest.raises(CodecError, match="too small"):
+            codec.pack(weight, zeros, context)
+        return
+    error = (codec.unpack(codec.pack(weight, zeros, context), zeros, context) - weight).abs()
+    assert float((error[:, 5] / weight[:, 5]).max()) < 2**-11
 
 
 def test_a_knob_too_small_for_most_rows_is_refused() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from support.messages import raises_saying
 
@@ -16,7 +17,6 @@ from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import FileTensor
 from ders_core.packed.open import is_packed, open_checkpoint
-from ders_core.packed.part_reads import rows_in_reused_memory
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe, Rule
@@ -73,16 +73,19 @@ def test_read_is_base_plus_decoded_delta(packed_dir: Path, all_tensors: Tensors)
             assert float((got != expected).float().mean()) < 1e-3
 
 
-def test_bytes_in_memory_take_one_read_of_a_stream(mixtral_dir: Path, tmp_path: Path) -> None:
+def test_bytes_in_memory_take_one_read_of_a_stream(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chain = Chain(stages=(Entropy(bits=1), Entropy(bits=0.5)))
     compress(mixtral_dir, tmp_path / "packed", Recipe(name="held", rules=(Rule(codec=chain),)))
-    names = list[str]()
+    names, words = list[str](), FileTensor.words
 
-    def counted(tensor: FileTensor, rows: slice) -> torch.Tensor:
+    def counted(tensor: FileTensor, *where: Any) -> np.ndarray:
         names.append(tensor.name)
-        return rows_in_reused_memory(tensor, rows)
+        return words(tensor, *where)
 
-    packed = PackedCheckpoint(tmp_path / "packed", counted)
+    monkeypatch.setattr(FileTensor, "words", counted)
+    packed = PackedCheckpoint(tmp_path / "packed")
     group = packed.manifest.groups[0]
     assert packed.matrices.held_bytes(group) > 0
     each = [f"{group.prefix}.{stage}.stream" for stage in (0, 1)]

@@ -108,4 +108,6 @@ def test_plan_prints_it_where_a_sample_was_asked_for(source: Checkpoint, tmp_pat
     assert told.returncode == 0, told.stderr
     assert "lossless" in told.stdout
     assert "layer 0, gate" in told.stdout
-    assert "lossless" not in ders("plan", source.path, "--recipe", recipe).stdout
+    unasked = ders("plan", source.path, "--recipe", recipe).stdout
+    assert "layer 0, gate" not in unasked
+    assert "--predict samples" in unasked

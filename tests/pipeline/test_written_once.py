@@ -31,7 +31,7 @@ from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline import arrangement as arrangement_module
 from ders_core.pipeline import compress as compress_module
-from ders_core.pipeline import encode as encode_module
+from ders_core.pipeline import encoded_note
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
 from ders_core.pipeline.plan import resolve
@@ -226,7 +226,7 @@ def test_a_group_of_another_machine_is_read_back(
     snapshot: Snapshot,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(encode_module, "writer_of", lambda run: f"{run}@elsewhere")
+    monkeypatch.setattr(encoded_note, "writer_of", lambda run: f"{run}@elsewhere")
     steps = Steps()
     compress(mixtral_dir, tmp_path / "out", EXACT, progress=steps)
     assert sum("read back" in message for _, _, message in steps.calls) == GROUPS

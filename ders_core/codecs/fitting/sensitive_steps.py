@@ -19,8 +19,9 @@ LEAST_SHARE = 0.03
 """Of the mean curvature of all rows (columns): no row (column) is taken to be less sensitive. With
 far larger errors there than elsewhere KL no longer grows with their squares alone."""
 
-MOST_COARSE_ROWS = 0.5
-"""Share of rows whose steps may be made coarser: with more of them, the knob is too small."""
+MUCH_COARSER, MOST_COARSE_ROWS = 8.0, 0.5
+"""Share of rows whose steps may be made more than so many times coarser: with more of them, the
+knob is too small."""
 
 LEAST = 2.0**-90
 
@@ -55,11 +56,13 @@ class RowsInSteps:
 
     def coarse_enough(self, knob: float) -> Steps:
         """Steps with which no row has multiples of the knob beyond `EXACT_CODES`, which would share
-        codes and have large errors: its steps are made coarser, unless most rows are so. A model's
-        most frequent tokens have such rows in the embedding."""
+        codes and have large errors: its steps are made coarser, unless most rows are far beyond. A
+        model's most frequent tokens have such rows in the embedding, and all rows may have a column
+        with large entries."""
         finest = float(EXACT_CODES - 1) * knob
         beyond = self.largest > finest
-        if not beyond.any() or float(beyond.double().mean()) > MOST_COARSE_ROWS:
+        far_beyond = self.largest > MUCH_COARSER * finest
+        if not beyond.any() or float(far_beyond.double().mean()) > MOST_COARSE_ROWS:
             return self.steps
         ratio = self.largest.double() / finest
         more = torch.log2(ratio).clamp_min_(0).mul_(PER_OCTAVE).ceil_().long().numpy()
