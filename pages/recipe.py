@@ -25,7 +25,7 @@ from ders_core.ui.plain import plain, show_error
 from ders_core.ui.predicted_size import PredictedSize
 from ders_core.ui.preset_cards import preset_cards
 from ders_core.ui.recipe_difference import difference
-from ders_core.ui.recipe_files import save_recipe, saved_recipes
+from ders_core.ui.recipe_files import read_recipe, save_recipe, saved_recipes
 from ders_core.ui.recipe_groups import groups_section
 from ders_core.ui.recipe_table import calibration_sentence, has_gains, table
 from ders_core.units import bytes_text
@@ -91,7 +91,7 @@ def yaml_tab(recipe: Recipe) -> None:
     )
     if st.button("Apply the text", key="yaml_apply"):
         try:
-            parsed = Recipe.from_yaml(text)
+            parsed = read_recipe(text)
             if parsed.budget is None:
                 reads.plan(frame.need_checkpoint(), parsed)
         except DersError as error:

@@ -10,7 +10,7 @@ from ders_core.errors import DersError
 from ders_core.later import pd
 from ders_core.pipeline.plan import stack_specs
 from ders_core.pipeline.quality import GAIN, NOISE, OUTPUT_ERROR, WEIGHT_ERROR, Figure
-from ders_core.recipe import Recipe, Rule
+from ders_core.recipe import Rule
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
 from ders_core.ui.foretold import (
@@ -129,8 +129,8 @@ def slider(label: str, strength: Strength) -> float:
 
 
 def foretell(codec: Codec) -> None:
-    """What a sample of this group tells, under the current recipe's base and calibration; the
-    other groups stay as they are. With a calibration at once, as a sample of one group is small."""
+    """What a sample of this group tells, under the current recipe's base and calibration; all else
+    stays as it is. With a calibration at once, as a sample of one group is small."""
     has_calibration = session.recipe().calibration is not None
     if not codec.acts_by_rows:
         st.caption(
@@ -141,7 +141,7 @@ def foretell(codec: Codec) -> None:
     if not has_calibration:
         st.caption("The error of outputs needs a calibration: the Recipe page measures one.")
     rule = Rule(layers=str(layer), projections=(projection,), codec=codec)
-    alone = Recipe.model_validate({**dict(session.recipe()), "rules": [rule]})
+    alone = session.recipe().changed(rules=[rule], others=(), budget=None)
     try:
         reads.plan(source, alone)
     except DersError:  # the current recipe was made for another checkpoint

@@ -12,6 +12,7 @@ from ders_core.errors import DersError
 from ders_core.recipe import Recipe
 from ders_core.ui.calculator import calculate
 from ders_core.ui.plain import plain, show_error
+from ders_core.ui.recipe_files import check_places
 
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
@@ -33,6 +34,7 @@ def with_bar(calculation: OfRecipe[R], source: Checkpoint, recipe: Recipe, words
         bar.progress(done / total if total else 0.0, plain(words))
 
     try:
+        check_places(recipe)  # one that was saved, or comes from a file, may name any
         version, text = source.store.version, recipe.to_yaml()
         return calculate(calculation, source.place, version, text, progress=show)
     except DersError as error:

@@ -52,7 +52,7 @@ PATIENCE = 2.0
 
 PULSE = 0.5
 """Seconds without a message after which the last one is told again: a page that nobody waits for
-any more stops then, also if the calculator hangs."""
+any more stops then, also if the calculator hangs or the page waits for its turn."""
 
 SILENCE = 600.0
 """Seconds without a message after which a calculator is given up."""
@@ -73,7 +73,7 @@ def calculate(function: Callable[..., R], *arguments: Any, progress: Progress = 
     """
     if _computes_here():
         return function(*arguments, progress=progress)
-    with _turns:
+    with _turn(progress):
         request = function, arguments
         used = _take_idle()
         if used is not None:
@@ -93,6 +93,17 @@ def calculate(function: Callable[..., R], *arguments: Any, progress: Progress = 
                 "the process that computes ended before it had a result; there may be too little "
                 "memory, or something killed it; try again"
             ) from error
+
+
+@contextmanager
+def _turn(progress: Progress) -> Iterator[None]:
+    """Wait for one of the calculators that compute at once; what `progress` raises ends that."""
+    while not _turns.acquire(timeout=PULSE):
+        progress(0, 0, "waiting for other calculations")
+    try:
+        yield
+    finally:
+        _turns.release()
 
 
 def warm() -> bool:

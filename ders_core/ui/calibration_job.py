@@ -51,9 +51,9 @@ def calibration_job(source: Checkpoint, use: Callable[[str], None]) -> None:
 
 
 def calibration_texts(path: Path) -> None:
-    """What a calibration was measured on, in one line; nothing if it cannot be opened."""
+    """What a calibration was measured on, in one line; nothing if it cannot be opened here."""
     try:
-        calibration = Calibration.open(path)
+        calibration = Calibration.open(session.workspace().check_allowed(path))
     except DersError:
         return
     read = f"Calibrated on {calibration.tokens} tokens"

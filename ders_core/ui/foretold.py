@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from ders_core.checkpoint import Checkpoint
+from ders_core.errors import DersError
+from ders_core.files.stamp import directory_version, stamp, version_of
 from ders_core.pipeline.forecast import Forecast
 from ders_core.pipeline.quality import GAIN, NOISE, PREDICTED_KL, Figure
 from ders_core.recipe import Recipe
 from ders_core.ui.calculation_bar import with_bar
 from ders_core.ui.calculations import foretell
+from ders_core.ui.session import workspace
 
 _KEY = "studio_forecasts"
 _KEPT = 16
 
+_Version = tuple[str, ...]
+"""Of a checkpoint, a recipe and each file that it names."""
+
 
 def foretold(source: Checkpoint, recipe: Recipe) -> Forecast | None:
     """The forecast of this recipe, if it was made in this session."""
-    told: dict[tuple[str, str], Forecast] = st.session_state.get(_KEY, {})
-    found = told.pop(_version(source, recipe), None)
+    told: dict[_Version, Forecast] = st.session_state.get(_KEY, {})
+    version = _version(source, recipe)
+    found = told.pop(version, None)
     if found is not None:  # what was asked for last is kept longest
-        told[_version(source, recipe)] = found
+        told[version] = found
     return found
 
 
@@ -32,22 +41,42 @@ def foretold_at_once(source: Checkpoint, recipe: Recipe) -> Forecast | None:
         return known
     place = st.empty()
     with place:
-        told = with_bar(foretell, source, recipe, "encoding a sample")
+        told = _foretell(source, recipe)
     if told is not None:
         place.empty()
-        _keep(source, recipe, told)
     return told
 
 
-def _keep(source: Checkpoint, recipe: Recipe, told: Forecast) -> None:
+def _foretell(source: Checkpoint, recipe: Recipe) -> Forecast | None:
+    """The forecast, made now and kept; None where it cannot be made."""
+    version = _version(source, recipe)
+    told = with_bar(foretell, source, recipe, "encoding a sample")
+    if told is not None:
+        _keep(version, told)
+    return told
+
+
+def _keep(version: _Version, told: Forecast) -> None:
     """For this session; of earlier ones the latest."""
     earlier = st.session_state.get(_KEY, {})
     latest = list(earlier.items())[1 - _KEPT :]
-    st.session_state[_KEY] = dict(latest) | {_version(source, recipe): told}
+    st.session_state[_KEY] = dict(latest) | {version: told}
 
 
-def _version(source: Checkpoint, recipe: Recipe) -> tuple[str, str]:
-    return source.store.version, recipe.to_yaml()
+def _version(source: Checkpoint, recipe: Recipe) -> _Version:
+    return source.store.version, recipe.to_yaml(), *map(_file_version, recipe.files)
+
+
+def _file_version(path: Path) -> str:
+    """Changes when a file that a recipe names, or one of such a directory, is written again. Empty
+    if none is there that may be read here."""
+    try:
+        allowed = workspace().check_allowed(path)
+        if allowed.is_dir():
+            return directory_version(allowed)
+        return version_of({allowed.name: stamp(allowed)})
+    except (DersError, OSError):
+        return ""
 
 
 def forecast_cells(told: Forecast, *, in_table: bool) -> None:
@@ -97,8 +126,5 @@ def forecast_button(source: Checkpoint, recipe: Recipe, key: str = "predict") ->
         "a calibration that has gradients the KL. Nothing is written.",
     ):
         return
-    told = with_bar(foretell, source, recipe, "encoding a sample")
-    if told is None:
-        return
-    _keep(source, recipe, told)
-    st.rerun()
+    if _foretell(source, recipe) is not None:
+        st.rerun()

@@ -9,11 +9,10 @@ from functools import lru_cache
 import streamlit as st
 
 from ders_core.errors import DersError, RecipeError
-from ders_core.files.untrusted_yaml import MOST_CHARACTERS
 from ders_core.recipe import Recipe
 from ders_core.ui import kept, session
 from ders_core.ui.plain import show_error
-from ders_core.ui.recipe_files import named_recipe
+from ders_core.ui.recipe_files import named_recipe, read_recipe
 
 ADDRESS = "recipe"
 """The parameter of a page's address that holds the name."""
@@ -23,6 +22,10 @@ TEXT_ADDRESS = "recipe-text"
 
 LONGEST = 6000
 """Characters of it: servers and proxies refuse addresses of more than 8 kB."""
+
+MOST_LINKED = 1 << 15
+"""Characters of the text that it stands for: one of a thousand equal rules has few when compressed,
+and takes all sessions' time to read."""
 
 TOO_LONG = "too long for the page's address: save it, and a copied link names it"
 
@@ -51,9 +54,13 @@ def follow_linked_recipe() -> None:
 
 def show_refused() -> None:
     """Say why the recipe of a link was not taken, until another recipe is current."""
-    problem, recipe = st.session_state.get(_REFUSED, ("", None))
-    if problem and recipe == session.recipe():
+    if _REFUSED not in st.session_state:
+        return
+    problem, recipe = st.session_state[_REFUSED]
+    if recipe == session.recipe():
         show_error(problem, "The recipe of the link was not taken: ")
+    else:
+        del st.session_state[_REFUSED]
 
 
 def fits_address(recipe: Recipe) -> bool:
@@ -62,38 +69,36 @@ def fits_address(recipe: Recipe) -> bool:
 
 
 def _linked() -> Recipe | None:
-    """What the address holds; None if it holds no recipe that is known. Raises RecipeError, with
-    the line, and JobError if it reads files outside the allowed roots."""
+    """What the address holds; None if it holds no recipe that is known. Raises as `read_recipe`."""
     packed = st.query_params.get(TEXT_ADDRESS)
     if packed is None:
         return named_recipe(st.query_params.get(ADDRESS, ""))
-    recipe = Recipe.from_yaml(unpacked_text(packed))
-    for file in recipe.files:
-        session.workspace().check_allowed(file)
-    return recipe
+    return read_recipe(unpacked_text(packed), MOST_LINKED)
 
 
 @lru_cache(maxsize=64)
 def packed_text(text: str) -> str | None:
-    """A text as a parameter of an address; None if that is too long."""
+    """A text as a parameter of an address; None if either is too long."""
+    if len(text) > MOST_LINKED:
+        return None
     packed = urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode().rstrip("=")
     return packed if len(packed) <= LONGEST else None
 
 
 def unpacked_text(packed: str) -> str:
-    """The text of `packed_text`. Raises RecipeError of anything else, and of more characters than a
-    recipe may have; no more than these are ever in memory."""
+    """The text of `packed_text`. Raises RecipeError of anything else, and of more than
+    MOST_LINKED characters; no more than these are ever in memory."""
     reader = zlib.decompressobj()
     try:
         if len(packed) > LONGEST:
             raise ValueError(f"it has more than {LONGEST} characters")
         content = urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
-        text = reader.decompress(content, MOST_CHARACTERS).decode()
+        text = reader.decompress(content, MOST_LINKED).decode()
     except (ValueError, zlib.error) as error:
         raise RecipeError(f"the link is damaged ({error}); copy it again, whole") from error
     if not reader.eof:
         raise RecipeError(
-            f"the link is cut, or its recipe has more than {MOST_CHARACTERS} characters; copy it "
+            f"the link is cut, or its recipe has more than {MOST_LINKED} characters; copy it "
             "again, whole"
         )
     return text

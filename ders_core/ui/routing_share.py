@@ -8,17 +8,18 @@ from ders_core.files.dtype import Dtype
 from ders_core.later import np
 from ders_core.pipeline.calibration import Calibration
 from ders_core.recipe import Recipe
+from ders_core.ui import session
 
 
 def routing_shares(
     recipe: Recipe, source: Checkpoint, layer: int, experts: int
 ) -> tuple[float, ...] | None:
     """Each expert's share of the layer's choices; they sum to 1. None without a calibration of this
-    checkpoint that can be read and knows the layer. experts: how many there are."""
+    checkpoint that may be read and knows the layer. experts: how many there are."""
     if recipe.calibration is None:
         return None
     try:
-        calibration = Calibration.open(recipe.calibration)
+        calibration = Calibration.open(session.workspace().check_allowed(recipe.calibration))
         if calibration.checkpoint != source.identity:
             return None
         info = calibration.tensors.get(f"{layer}.routed")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import streamlit as st
@@ -59,25 +61,28 @@ def show_in_address() -> None:
         st.query_params[ADDRESS] = place
 
 
-def _keep(opened: Open) -> None:
-    st.session_state[_KEY] = opened
-    opened.save(workspace())
+def _keep(change: Callable[[Open], Open]) -> None:
+    """Change the state of this session, and apart from it what is saved: what only a link brought
+    to this session is not saved with it."""
+    st.session_state[_KEY] = change(current())
+    change(Open.load(workspace())).save(workspace())
 
 
 def open_path(place: str | Path) -> None:
     """Make a checkpoint the open one. Raises DersError if it is outside the allowed roots."""
-    _keep(current().with_checkpoint(workspace().check_checkpoint(place)))
+    checked = workspace().check_checkpoint(place)
+    _keep(lambda state: state.with_checkpoint(checked))
 
 
 def open_dense(place: str | Path) -> None:
     """Open a dense model for the Upcycle page. Raises DersError if it is outside the roots."""
-    _keep(replace(current(), dense=str(workspace().check_allowed(place))))
+    _keep(partial(replace, dense=str(workspace().check_allowed(place))))
 
 
 def set_upcycle(text: str) -> None:
     """Save the choices of the Upcycle page."""
     if text != current().upcycle:
-        _keep(replace(current(), upcycle=text))
+        _keep(partial(replace, upcycle=text))
 
 
 def recipe() -> Recipe:
@@ -85,10 +90,16 @@ def recipe() -> Recipe:
     text = current().recipe
     if text is not None:
         try:
-            return Recipe.from_yaml(text)
+            return _read(text)
         except DersError:  # written by another version
             pass
     return presets()[FIRST_PRESET]
+
+
+@lru_cache(maxsize=32)
+def _read(text: str) -> Recipe:
+    """The recipe of a text; pages ask for the current one several times while they are drawn."""
+    return Recipe.from_yaml(text)
 
 
 def set_recipe(new: Recipe) -> None:
@@ -97,7 +108,7 @@ def set_recipe(new: Recipe) -> None:
     if new == before:
         return
     _remember(before)
-    _keep(replace(current(), recipe=new.to_yaml()))
+    _keep(partial(replace, recipe=new.to_yaml()))
 
 
 def follow_recipe(new: Recipe) -> None:
@@ -139,4 +150,4 @@ def redo_recipe() -> None:
 def _swap(source: str, target: str) -> None:
     """Take the last recipe of one list, and put the current one at the end of the other."""
     st.session_state.setdefault(target, []).append(recipe())
-    _keep(replace(current(), recipe=st.session_state[source].pop().to_yaml()))
+    _keep(partial(replace, recipe=st.session_state[source].pop().to_yaml()))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Dataframe
+from support.studio_pages import on
 
 from ders_core.recipe import Recipe
 
@@ -15,6 +16,14 @@ def recipe_of(app: AppTest) -> Recipe:
     text = next(area for area in app.text_area if area.label == "YAML").value
     assert text is not None
     return Recipe.from_yaml(text)
+
+
+def apply_text(app: AppTest, text: str) -> None:
+    """Go to the page and apply a text there."""
+    on(app, "recipe")
+    next(area for area in app.text_area if area.label == "YAML").set_value(text)
+    app.button(key="yaml_apply").click().run()
+    assert not app.exception
 
 
 def groups_editor(app: AppTest) -> Dataframe:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,27 @@ def test_what_progress_raises_stops_the_work(
         calculate(functions.hang, progress=leave)
     assert ended(process)
     assert calculate(functions.add, 0, 3)[0] == 3
+
+
+def test_who_waits_for_a_turn_is_told_and_may_leave(
+    functions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, told = threading.Semaphore(0), list[str]()
+    monkeypatch.setattr(calculator, "PULSE", 0.05)
+    monkeypatch.setattr(calculator, "_turns", turns)
+
+    def leave(done: int, total: int, words: str) -> None:
+        told.append(words)
+        raise KeyError("another page was asked for")
+
+    with pytest.raises(KeyError):
+        calculate(functions.add, 0, 1, progress=leave)
+    assert told == ["waiting for other calculations"]
+    assert not turns.acquire(blocking=False)  # who had no turn gives none back
+    turns.release()
+    with pytest.raises(KeyError):
+        calculate(functions.count, progress=leave)
+    assert calculate(functions.add, 0, 1)[0] == 1  # each gave its turn back
 
 
 def test_a_process_that_dies_is_a_sentence_or_replaced(functions: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 from support.gradient_calibrations import with_gradients
-from support.recipe_pages import groups_editor, recipe_of
+from support.recipe_pages import apply_text, groups_editor, recipe_of
 from support.studio_pages import on, opened, words
 
 from ders_core.analysis import Spectra, analyze
@@ -16,6 +16,7 @@ from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
+from ders_core.ui.opened import Open
 from ders_core.ui.recipe_table import table
 from ders_core.units import bytes_text, number_text
 
@@ -108,10 +109,8 @@ def test_spectra_point_to_no_table(app: AppTest, mixtral_dir: Path, workspace: W
 
 def predicted(app: AppTest, path: Path, rule: str, base_codec: str = "[]") -> None:
     """The recipe with one rule, and what a sample tells of it."""
-    on(opened(app, path), "recipe")
-    text = next(area for area in app.text_area if area.label == "YAML")
-    text.set_value(f"name: x\nrules: [{rule}]\nbase_codec: {base_codec}\n")
-    app.button(key="yaml_apply").click().run()
+    text = f"name: x\nrules: [{rule}]\nbase_codec: {base_codec}\n"
+    apply_text(opened(app, path), text)
     assert not app.error
     app.button(key="predict").click().run()
     assert not app.exception
@@ -155,22 +154,25 @@ def test_kl_with_gradients(app: AppTest, mixtral_dir: Path, workspace: Workspace
     assert "Gain" not in shown(app)
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"others": [{"codec": "quantized", "bits": 2}]}, {"budget": {"share": "20%"}}]
+)
 def test_one_group_on_the_spectra_page(
-    app: AppTest, mixtral_dir: Path, workspace: Workspace
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, more: dict[str, object]
 ) -> None:
     """With a calibration, KL and the error of outputs follow the slider; without, they are said to
-    need one."""
+    need one. What else the recipe codes is no part of them."""
     source, path = open_checkpoint(mixtral_dir), workspace.path / "gradients.safetensors"
     analyze(source).save(workspace.analysis_dir(source.identity))
-    with_gradients(source, path)
+    matrices = [other.name for other in source.others.values() if len(other.shape) == 2]
+    with_gradients(source, path, others=matrices)
     on(opened(app, mixtral_dir), "spectra")
     app.segmented_control(key="spec_codec").set_value("unbiased rounding").run()
     assert "predict" in [button.key for button in app.button]
     assert not {"Predicted KL", "Error of outputs"} & shown(app).keys()
     assert "The error of outputs needs a calibration" in words(app)
-    on(app, "recipe")
-    field = next(item for item in app.text_input if item.label == "Calibration")
-    field.set_value(str(path)).run()
+    asked = Recipe.model_validate({"name": "x", "version": 2, "calibration": path, **more})
+    apply_text(app, asked.to_yaml())
     on(app, "spectra")
     seen = []
     for bits in (1.0, 2.0):
@@ -181,6 +183,7 @@ def test_one_group_on_the_spectra_page(
         rule |= {"rounding": "unbiased", "gain": "auto"}
         recipe = Recipe.model_validate({"name": "x", "calibration": path, "rules": [rule]})
         told = forecast(resolve(recipe, source), source)
+        assert not app.error
         assert told.predicted_kl is not None
         (output,) = (each.rel_error_output for each in told.entries if each.noise)
         assert output is not None
@@ -192,6 +195,56 @@ def test_one_group_on_the_spectra_page(
     app.segmented_control(key="spec_codec").set_value("low rank").run()
     assert "Error of outputs: not known from a sample of rows" in words(app)
     assert "Error of outputs" not in shown(app)
+
+
+def test_a_forecast_goes_by_the_files_as_they_are(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace
+) -> None:
+    """One of a calibration that was written again at its path is not shown any more."""
+    source, path = open_checkpoint(mixtral_dir), workspace.path / "gradients.safetensors"
+    with_gradients(source, path)
+    rule = {"codec": "entropy", "bits": 2, "rounding": "unbiased"}
+    recipe = Recipe.model_validate({"name": "x", "calibration": path, "rules": [rule]})
+    apply_text(opened(app, mixtral_dir), recipe.to_yaml())
+    app.button(key="predict").click().run()
+    before = shown(app)["Predicted KL"]
+    with_gradients(source, path, cost=1.0)
+    app.run()
+    assert "Predicted KL" not in shown(app)
+    app.button(key="predict").click().run()
+    kl = forecast(resolve(recipe, source), source).predicted_kl
+    assert kl is not None
+    assert shown(app)["Predicted KL"] == number_text(kl) != before
+
+
+@pytest.mark.parametrize("budget", [None, {"share": "20%"}])
+def test_files_of_a_saved_recipe_are_read_in_the_allowed_folders_alone(
+    app: AppTest,
+    mixtral_dir: Path,
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    budget: dict[str, str] | None,
+) -> None:
+    """A file that somebody put among the saved recipes may name any; nothing of it is told."""
+    source, path = open_checkpoint(mixtral_dir), tmp_path / "elsewhere" / "c.safetensors"
+    path.parent.mkdir()
+    with_gradients(source, path)
+    asked = {"name": "x", "version": 2, "calibration": path, "budget": budget}
+    recipe = Recipe.model_validate(asked)
+    Open(str(mixtral_dir), recipe.to_yaml()).save(workspace)
+    monkeypatch.setattr(Workspace, "roots", (mixtral_dir, workspace.path, path.parent))
+    on(app.run(), "recipe")
+    assert recipe_of(app) == recipe
+    assert "Calibrated on" in words(app)
+    monkeypatch.setattr(Workspace, "roots", (mixtral_dir, workspace.path))
+    app.run()
+    assert not app.error
+    assert "Calibrated on" not in words(app)
+    app.button(key="predict" if budget is None else "budget_settle").click().run()
+    assert not app.exception
+    assert "lies outside the folders" in app.error[0].value
+    assert recipe_of(app) == recipe
 
 
 def test_a_forecast_that_is_shown_is_kept_while_others_are_made() -> None:
@@ -213,9 +266,9 @@ def many_forecasts() -> None:
 
     source: Any = SimpleNamespace(store=SimpleNamespace(version="v"))
     recipe, told = Recipe(name="recipe"), Forecast((), 1, None)
-    foretold._keep(source, recipe, told)
+    foretold._keep(foretold._version(source, recipe), told)
     for number in range(50):
-        foretold._keep(source, Recipe(name=f"slider {number}"), told)
+        foretold._keep(foretold._version(source, Recipe(name=f"slider {number}")), told)
         foretold.foretold(source, recipe)
     for label, asked in (("recipe", recipe.name), ("first", "slider 0"), ("last", "slider 49")):
         known = foretold.foretold(source, Recipe(name=asked))

@@ -10,16 +10,16 @@ from random import Random
 
 import pytest
 from streamlit.testing.v1 import AppTest
-from support.recipe_pages import recipe_of
+from support.recipe_pages import apply_text, recipe_of
 from support.stored_results import PARAMETERS, RUN
 from support.studio_pages import on, opened, words
 
 from ders_core.analysis import Analysis, analyze, square
-from ders_core.files.untrusted_yaml import MOST_CHARACTERS
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
 from ders_core.packed.open import open_checkpoint
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
+from ders_core.ui.linked_recipe import MOST_LINKED
 from ders_core.ui.opened import Open
 from ders_core.units import number_text
 
@@ -152,6 +152,24 @@ def test_a_link_brings_a_recipe_that_was_not_saved(
     assert "recipe-text" not in other.query_params
 
 
+def test_what_a_link_brought_is_not_saved_with_a_later_change(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path, qwen2_moe_dir: Path
+) -> None:
+    mine, linked = (presets()[name].to_yaml() for name in ("keep", "lossless"))
+    Open(str(mixtral_dir), mine, (str(mixtral_dir),)).save(workspace)
+    other = another(app, recipe="lossless")
+    opened(other, qwen2_moe_dir)
+    assert recipe_of(on(other, "recipe")).to_yaml() == linked
+    places = str(qwen2_moe_dir), str(mixtral_dir)
+    assert Open.load(workspace) == Open(places[0], mine, places)
+    third = another(app, checkpoint=str(mixtral_dir))
+    changed = presets()["quantized-1bit"].to_yaml()
+    apply_text(third, changed)
+    assert recipe_of(third).to_yaml() == changed
+    assert third.session_state["studio_open"].checkpoint == str(mixtral_dir)
+    assert Open.load(workspace) == Open(places[0], changed, places)
+
+
 def linked_text(text: str) -> str:
     """A text as a link has it, by another way than the studio's."""
     packer = zlib.compressobj(1)
@@ -159,7 +177,8 @@ def linked_text(text: str) -> str:
     return base64.b64encode(content, altchars=b"-_").decode().rstrip("=")
 
 
-TOO_MUCH = f"name: x\n# {' ' * MOST_CHARACTERS}\n"
+TOO_MUCH = f"name: x\n# {' ' * MOST_LINKED}\n"
+GROWS = "name: x\nrules:\n" + "- {codec: quantized, bits: 2}\n" * 900
 
 
 @pytest.mark.parametrize(
@@ -170,7 +189,8 @@ TOO_MUCH = f"name: x\n# {' ' * MOST_CHARACTERS}\n"
         (linked_text("name: x\nbase: {dense: /etc}\n"), "lies outside the folders"),
         (linked_text("name: x\ncalibration: hf://a/b\n"), "lies outside the folders"),
         (linked_text("name: x\n" * 9)[:-4], "damaged|cut"),
-        (linked_text(TOO_MUCH), f"more than {MOST_CHARACTERS} characters"),
+        (linked_text(TOO_MUCH), f"more than {MOST_LINKED} characters"),
+        (linked_text(GROWS), f"at most {MOST_LINKED}"),
         ("Zm9v", "damaged"),
         ("é?", "damaged"),
         ("A" * 6001, "more than 6000 characters"),
@@ -192,6 +212,9 @@ def test_a_damaged_or_forbidden_recipe_of_a_link_is_told_and_not_taken(
     assert recipe_of(other) == presets()[FIRST_PRESET]
     other.session_state["presets"] = True
     other.run().button(key="preset_keep").click().run()
+    assert not other.error
+    other.button(key="recipe_undo").click().run()
+    assert recipe_of(other) == presets()[FIRST_PRESET]
     assert not other.error
     assert Open.load(workspace).checkpoint == before.checkpoint
 

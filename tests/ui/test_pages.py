@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 from support.changed_bytes import change_unseen
-from support.recipe_pages import recipe_of
+from support.recipe_pages import apply_text, recipe_of
 from support.studio_pages import on, opened, words
 
 from ders_core.analysis import analyze, sampled_verdict
 from ders_core.analysis.group_table import TableInMemory
 from ders_core.analysis.tables import COLUMNS
+from ders_core.files.untrusted_yaml import MOST_CHARACTERS
 from ders_core.jobs import JobStore, Workspace
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
@@ -29,6 +30,7 @@ from ders_core.pipeline.calibration import write_calibration
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, presets
+from ders_core.ui.opened import Open
 from ders_core.ui.recipe_table import choice_of, codecs_of, menu
 from ders_core.units import number_text
 
@@ -344,10 +346,31 @@ def test_the_base_and_the_calibration_are_chosen(
 
 
 def test_yaml_errors_name_their_line(app: AppTest, mixtral_dir: Path) -> None:
-    opened(app, mixtral_dir)
-    on(app, "recipe")
-    text = next(area for area in app.text_area if area.label == "YAML")
-    text.set_value("version: 1\nname: x\nrules:\n  - codec: quantised\n").run()
-    app.button(key="yaml_apply").click().run()
+    apply_text(opened(app, mixtral_dir), "version: 1\nname: x\nrules:\n  - codec: quantised\n")
     assert "line 4" in app.error[0].value
     assert "codec 'quantised'" in app.error[0].value
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: x\ncalibration: /etc/passwd\n", "/etc/passwd lies outside the folders"),
+        ("name: x\nbase: {dense: /etc}\n", "/etc lies outside the folders"),
+        ("name: x\nbase: {dense: 'hf://a/b'}\n", "a/b lies outside the folders"),
+        (
+            "name: x\nrules:\n" + "- {codec: quantized, bits: 2}\n" * 6000,
+            f"at most {MOST_CHARACTERS}",
+        ),
+    ],
+)
+def test_a_text_that_names_forbidden_files_or_grows_too_long_is_not_applied(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path, text: str, told: str
+) -> None:
+    opened(app, mixtral_dir)
+    before = Open.load(workspace)
+    assert len(text) < MOST_CHARACTERS
+    apply_text(app, text)
+    (error,) = (each.value for each in app.error)
+    assert told in error
+    assert Open.load(workspace) == before
+    assert app.button(key="recipe_undo").disabled

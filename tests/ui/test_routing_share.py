@@ -9,6 +9,7 @@ import torch
 
 from ders_core import figures
 from ders_core.analysis import analyze
+from ders_core.jobs import Workspace
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration, write_calibration
 from ders_core.recipe import Recipe
@@ -20,11 +21,11 @@ def calibrated(path: Path, identity: str, counts: list[int]) -> Recipe:
     return Recipe(name="r", rules=(), calibration=path)
 
 
-def test_shares_of_a_layer(mixtral_dir: Path, tmp_path: Path) -> None:
-    source = open_checkpoint(mixtral_dir)
-    recipe = calibrated(tmp_path / "c.safetensors", source.identity, [1, 2, 0, 5])
+def test_shares_of_a_layer(mixtral_dir: Path, workspace: Workspace) -> None:
+    source, path = open_checkpoint(mixtral_dir), workspace.path / "c.safetensors"
+    recipe = calibrated(path, source.identity, [1, 2, 0, 5])
     shares = routing_shares(recipe, source, 1, 4)
-    assert shares == pytest.approx(Calibration.open(tmp_path / "c.safetensors").use(1).tolist())
+    assert shares == pytest.approx(Calibration.open(path).use(1).tolist())
     assert shares is not None
     bars, dots = figures.norm_bars(analyze(source, spectra="none"), 1, "up", shares).data
     assert tuple(dots.y) == pytest.approx([100 * share for share in shares])
@@ -32,13 +33,20 @@ def test_shares_of_a_layer(mixtral_dir: Path, tmp_path: Path) -> None:
     assert dots.yaxis == "y2"
 
 
-def test_what_does_not_tell_them(mixtral_dir: Path, tmp_path: Path) -> None:
-    source, path = open_checkpoint(mixtral_dir), tmp_path / "c.safetensors"
+def test_what_does_not_tell_them(
+    mixtral_dir: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = open_checkpoint(mixtral_dir), workspace.path / "c.safetensors"
     recipe = calibrated(path, source.identity, [1, 2, 0, 5])
     assert routing_shares(Recipe(name="r", rules=()), source, 1, 4) is None
     assert routing_shares(recipe, source, 0, 4) is None  # a layer that was not measured
     assert routing_shares(recipe, source, 1, 8) is None
     assert routing_shares(calibrated(path, source.identity, [0] * 4), source, 1, 4) is None
     assert routing_shares(calibrated(path, "0" * 64, [1, 2, 0, 5]), source, 1, 4) is None
+    recipe = calibrated(path, source.identity, [1, 2, 0, 5])
+    assert routing_shares(recipe, source, 1, 4) is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(Workspace, "roots", (mixtral_dir,))  # it lies elsewhere
+        assert routing_shares(recipe, source, 1, 4) is None
     path.unlink()
     assert routing_shares(recipe, source, 1, 4) is None
