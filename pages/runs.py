@@ -193,7 +193,7 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
         elif not chosen and not page.is_all:
             st.caption(f"Of {page.total} runs, the plot shows those in the table.")
     selected = [page.jobs[row] for row in chosen]
-    originals_line(selected or page.jobs)
+    originals_line([page.jobs[row] for row in compared.index[compared["ratio"].notna()]])
     run_comparison(selected)
     report_button(selected or page.jobs, "runs_report")
     answers(selected or page.jobs)
@@ -201,10 +201,16 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
 
 
 def originals_line(jobs: list[Job]) -> None:
-    """Of which checkpoints the runs are, if of several: their sizes and KLs do not compare."""
+    """Of which checkpoints the runs are, if of several: their sizes and KLs do not compare. jobs:
+    runs with a result."""
     places = list(dict.fromkeys(str(job.spec.get("checkpoint", "")) for job in jobs))
     if len(places) > 1:
-        names = plain(listed([place_title(place) for place in places]))
+        titles = [place_title(place) for place in places]
+        alone = [
+            title if titles.count(title) == 1 else place
+            for place, title in zip(places, titles, strict=True)
+        ]
+        names = plain(listed(alone))
         st.caption(
             f"Runs of {len(places)} checkpoints: {names}. Size and KL are against each run's own "
             "original."

@@ -35,7 +35,7 @@ ROOM_FOR_NAMES = 1.25
 NAME = 24
 """Characters of a run's name in the plot; the pointer is told the whole."""
 RUN, PLAIN_RUN = EXPERT_COLOURS[0], EXPERT_COLOURS[1]
-"""Of dots of runs, and of those without a base."""
+"""Of dots of runs, and of those of plain quantization."""
 
 NAME_WIDTH, NAME_HEIGHT = 0.2, 0.08
 """Room that a name takes beside its dot, as shares of the width and of the largest KL."""
@@ -125,7 +125,8 @@ def _expert_lines(figure: go.Figure, rows: pd.DataFrame, column: str, words: str
 
 def _lines_by_hue(figure: go.Figure, points: pd.DataFrame, column: str, words: str) -> None:
     """The lines of all experts of one hue as one trace, with gaps between them: each trace takes
-    time to make and to draw."""
+    time to make and to draw. Experts k and k + 8 look the same here: of so many lines the pointer
+    tells which is which."""
     points = points.sort_values("expert", kind="stable")
     experts = points["expert"].to_numpy(dtype=np.int32)
     ends = np.append(np.flatnonzero(np.diff(experts)), len(experts) - 1) + 1
@@ -261,7 +262,7 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
 
     runs: columns name, ratio, kl; kl_low and kl_high are drawn as its interval where they are
     known; bytes_after and perplexity are shown on hover. Where there is a column plain, runs that
-    coded the weights without a base are marked: they are what others are compared with.
+    quantized the weights themselves are marked: they are what others are compared with.
     """
     ordered = runs.sort_values(["ratio", "kl"])
     best = ordered["kl"].cummin()

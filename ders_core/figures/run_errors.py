@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import plotly.graph_objects as go
 
 from ders_core.figures.kl_axis import LEAST_KL, kl_axis
-from ders_core.figures.style import expert_colour, expert_dash, finish, label_of
+from ders_core.figures.style import expert_colour, expert_dash, finish, label_of, run_symbol
 from ders_core.later import pd
 from ders_core.pipeline.quality import KL, WEIGHT_ERROR
 
 
-def errors_over_depth(errors: pd.DataFrame) -> go.Figure:
+def errors_over_depth(errors: pd.DataFrame, order: Sequence[str]) -> go.Figure:
     """‖Ŵ−W‖/‖W‖ of each layer, the mean over its projections, one line a run.
 
-    errors: columns run, layer, projection, rel_error_weight.
+    errors: columns run, layer, projection, rel_error_weight. order: all runs that are compared; a
+    run looks the same in each plot with that order.
     """
     figure = go.Figure()
-    for number, (run, rows) in enumerate(errors.groupby("run", sort=False)):
+    for run, rows in errors.groupby("run", sort=False):
+        number = order.index(str(run))
         means = rows.groupby("layer")[WEIGHT_ERROR.key].mean()
         figure.add_scatter(
             x=means.index,
@@ -25,6 +29,7 @@ def errors_over_depth(errors: pd.DataFrame) -> go.Figure:
             mode="lines+markers",
             cliponaxis=False,
             line={"color": expert_colour(number), "dash": expert_dash(number)},
+            marker={"symbol": run_symbol(number)},
             hovertemplate="%{fullData.name}<br>layer %{x}<br>"
             + WEIGHT_ERROR.short
             + " = %{y:.3g}<extra></extra>",
@@ -37,21 +42,26 @@ def errors_over_depth(errors: pd.DataFrame) -> go.Figure:
     return finish(figure, "Error of the weights over depth", height=360)
 
 
-def kl_on_texts(measured: pd.DataFrame) -> go.Figure:
+def kl_on_texts(measured: pd.DataFrame, order: Sequence[str]) -> go.Figure:
     """KL of each run on each text that was measured apart, with its interval.
 
     measured: columns run, text, kl, kl_low and kl_high, the last two NaN where there is no
-    interval. What loses nothing is not drawn: the axis is logarithmic.
+    interval. What loses nothing is not drawn: the axis is logarithmic. order: as of
+    `errors_over_depth`.
     """
     figure = go.Figure()
-    for number, (run, rows) in enumerate(measured.groupby("run", sort=False)):
-        lossy = rows[rows["kl"] > LEAST_KL]
+    for run, lossy in measured[measured["kl"] > LEAST_KL].groupby("run", sort=False):
+        number = order.index(str(run))
         figure.add_scatter(
             x=lossy["text"].map(label_of),
             y=lossy["kl"],
             name=label_of(str(run)),
             mode="markers",
-            marker={"size": 10, "color": expert_colour(number)},
+            marker={
+                "size": 10,
+                "color": expert_colour(number),
+                "symbol": run_symbol(number),
+            },
             error_y={
                 "array": lossy["kl_high"] - lossy["kl"],
                 "arrayminus": lossy["kl"] - lossy["kl_low"],

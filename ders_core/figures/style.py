@@ -24,6 +24,7 @@ EXPERT_COLOURS = (
     "#7f7f7f",
 )
 """Okabe and Ito's colour-blind-safe hues; expert k always has the same."""
+SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 DASHES = ("solid", "dash", "dot", "dashdot")
 ACCENT = "#d55e00"
 QUIET = "#8a949e"
@@ -55,8 +56,15 @@ def expert_colour(expert: int) -> str:
 
 
 def expert_dash(expert: int) -> str:
-    """Beyond eight experts the hues come again with another dash."""
+    """Beyond eight experts the hues come again with another dash; where their lines are drawn
+    together, all are solid."""
     return DASHES[expert // len(EXPERT_COLOURS) % len(DASHES)]
+
+
+def run_symbol(number: int) -> str:
+    """Of the dots of a run, which has the hue of the expert of its number: beyond eight the hues
+    come again with another symbol."""
+    return SYMBOLS[number // len(EXPERT_COLOURS) % len(SYMBOLS)]
 
 
 def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:

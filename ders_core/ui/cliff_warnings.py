@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import streamlit as st
 
-from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.errors import JobError
 from ders_core.jobs import Which
 from ders_core.jobs.kinds.series import SeriesResult
@@ -33,9 +33,9 @@ at 0.9 and 0.0 at 0.99 (arXiv 2503.01359)."""
 
 def cliff_warnings(rows: pd.DataFrame, plan: Plan, size: PredictedSize, source: Checkpoint) -> None:
     """A box for each cliff that the recipe is near. rows: of `recipe_table.table`."""
-    words = [low_gain(rows), *measured_cliffs(source, size)]
-    if plan.recipe.extended and any(group.with_shared() is not group for group in source.groups()):
-        words.append(shared_expert(rows))
+    words = [low_gain(rows), measured_cliff(source, size)]
+    if plan.recipe.extended:
+        words.append(shared_expert(rows, source.groups()))
     for sentence in filter(None, words):
         st.warning(plain(sentence), icon=":material/warning:")
 
@@ -52,42 +52,50 @@ def low_gain(rows: pd.DataFrame) -> str:
     )
 
 
-def shared_expert(rows: pd.DataFrame) -> str:
-    """Where the always-on expert is coded with few bits, or drops most entries; "" elsewhere."""
+def shared_expert(rows: pd.DataFrame, groups: Sequence[ExpertGroup]) -> str:
+    """Where an always-on expert is coded as the others, with few bits, or drops most entries; ""
+    elsewhere. groups: of the checkpoint."""
+    shared = {group.key for group in groups if group.with_shared() is not group}
+    keys, strengths = zip(rows["layer"], rows["projection"], strict=True), rows["strength"]
     near = [
         label
-        for label, strength in zip(rows["codec"], rows["strength"].astype(float), strict=True)
-        if label in SHARED_EXPERT and SHARED_EXPERT[label](strength)
+        for key, label, strength in zip(keys, rows["codec"], strengths.astype(float), strict=True)
+        if key in shared and label in SHARED_EXPERT and SHARED_EXPERT[label](strength)
     ]
     if not near:
         return ""
     return (
-        f"Near a cliff: in {len(near)} of {len(rows)} groups the shared expert, which every token "
-        "passes, is coded as roughly as the others. The paper's Coder-MoE keeps 63.4 of 64.6 "
-        "points at 4 bits and 6.0 at 2; 58.5 when 0.9 of the entries are dropped and none at 0.99. "
-        "Measure it, or switch Shared expert too off."
+        f"Near a cliff: in {len(near)} of {len(shared)} groups that have a shared expert, which "
+        "every token passes, it is coded as roughly as the others. The paper's Coder-MoE keeps "
+        "63.4 of 64.6 points at 4 bits and 6.0 at 2; 58.5 when 0.9 of the entries are dropped and "
+        "none at 0.99. Measure it, or switch Shared expert too off."
     )
 
 
-def measured_cliffs(source: Checkpoint, size: PredictedSize) -> list[str]:
-    """A sentence for each cliff that series of this checkpoint measured at a size that is not
-    smaller than the recipe's."""
+def measured_cliff(source: Checkpoint, size: PredictedSize) -> str:
+    """The nearest cliff above the recipe's size that a series of this checkpoint measured; ""
+    without one."""
     if size.nbytes is None:
-        return []
-    return [
-        f"Near a cliff that was measured: {cliff.sentence}, of tuned recipes. This recipe leaves "
-        f"{size.with_bound}. Stay at {bytes_text(cliff.large)} or above, or measure it on the Runs "
-        "page."
-        for cliff in _known_cliffs(source)
-        if size.nbytes < cliff.large
-    ]
+        return ""
+    above = [cliff for cliff in _known_cliffs(source) if size.nbytes < cliff.large]
+    if not above:
+        return ""
+    cliff = min(above, key=lambda each: each.large)
+    return (
+        f"{'Below' if size.nbytes < cliff.small else 'Near'} a cliff: a series of tuned recipes "
+        f"measured that {cliff.sentence}. This recipe leaves {size.with_bound}. Stay at "
+        f"{bytes_text(cliff.large)} or above, or measure it on the Runs page."
+    )
 
 
 def _known_cliffs(source: Checkpoint) -> tuple[Cliff, ...]:
-    """Of the newest series of this checkpoint that is done."""
+    """Of the newest series of this checkpoint that is done. The directory may have held another
+    checkpoint then, of other weight files."""
     job = session.job_store().newest(Which(("series",), ("done",), checkpoint=str(source.path)))
     try:
         result = None if job is None else SeriesResult.of(job)
     except JobError:  # written by another version
         return ()
-    return () if result is None else result.cliffs
+    if result is None or result.bytes_before != source.bytes_total:
+        return ()
+    return result.cliffs

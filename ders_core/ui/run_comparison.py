@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import streamlit as st
 
 from ders_core import figures
+from ders_core.figures.kl_axis import LEAST_KL
 from ders_core.jobs import Job
 from ders_core.later import pd
 from ders_core.pipeline.quality import KL, KL_HIGH, KL_LOW, WEIGHT_ERROR
 from ders_core.ui import runs
-from ders_core.ui.plain import strong
+from ders_core.ui.plain import plain, strong
 from ders_core.ui.plots import plot
+from ders_core.units import listed
 
 
 def run_comparison(jobs: Sequence[Job]) -> None:
@@ -26,12 +28,14 @@ def run_comparison(jobs: Sequence[Job]) -> None:
         "KL of each run on each text, with its interval",
         "Error of the weights of each run over the layers",
     )
-    for key, table, draw, alt in (
-        ("run_texts", text_kls(jobs), figures.kl_on_texts, texts),
-        ("run_errors", layer_errors(jobs), figures.errors_over_depth, over_layers),
-    ):
-        if not table.empty:
-            plot(draw(table), key, table, alt=alt)
+    order, kls, errors = runs.names(jobs), text_kls(jobs), layer_errors(jobs)
+    if (kls[KL.key] > LEAST_KL).any():
+        plot(figures.kl_on_texts(kls, order), "run_texts", kls, alt=texts)
+    exact = lossless(kls)
+    if exact:
+        st.caption(plain(f"Without loss on these texts: {listed(exact)}."))
+    if not errors.empty:
+        plot(figures.errors_over_depth(errors, order), "run_errors", errors, alt=over_layers)
     first, *others = jobs
     for other in others:
         with st.expander(f"Recipe of {strong(other.title)} against {strong(first.title)}"):
@@ -54,6 +58,12 @@ def text_kls(jobs: Sequence[Job]) -> pd.DataFrame:
         ]
     table = pd.DataFrame(rows, columns=["run", "text", KL.key, KL_LOW.key, KL_HIGH.key])
     return table.astype(dict.fromkeys((KL.key, KL_LOW.key, KL_HIGH.key), float))
+
+
+def lossless(kls: pd.DataFrame) -> list[str]:
+    """The runs that lose nothing on any text. kls: of `text_kls`."""
+    most = kls.groupby("run", sort=False)[KL.key].max()
+    return [str(run) for run in most.index[most <= LEAST_KL]]
 
 
 def layer_errors(jobs: Sequence[Job]) -> pd.DataFrame:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
+from ders_core.codecs import Entropy, Keep, Quantized
 from ders_core.decompose.bases.none import NoBase
-from ders_core.errors import JobError
+from ders_core.errors import JobError, RecipeError
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
 from ders_core.later import pd
@@ -33,6 +35,7 @@ from ders_core.pipeline.quality import (
     WEIGHT_ERROR,
 )
 from ders_core.pipeline.report import KEPT, ReportEntry
+from ders_core.recipe import Recipe
 
 LEADING = (KL.key, PREDICTED_KL.key, "ratio", "bytes_after")
 COLUMNS = (*LEADING, *(figure.key for figure in COMPARED if figure.key not in LEADING))
@@ -48,7 +51,10 @@ WRITTEN = ("tags", "note")
 """What a person wrote about a run."""
 
 PLAIN = "plain"
-"""Whether weights were coded without a base, as one would without this method."""
+"""Whether the weights themselves were quantized, as one would without this method."""
+
+QUANTIZING = {Quantized.name, Entropy.name}
+"""Codecs that round to a grid, and do no more."""
 
 ROW = [
     *("id", "name", "state", *COLUMNS, KL_LOW.key, KL_HIGH.key, "device", *WRITTEN, "remark"),
@@ -92,10 +98,24 @@ def row(job: Job, result: RunResult) -> dict[str, Any]:
         GAIN.key: outlook.gain,
         NOISE.key: outlook.noise,
         WEIGHT_ERROR.key: sum(entry.rel_error_weight for entry in replaced) / count,
-        PLAIN: bool(replaced) and all(entry.base == NoBase.name for entry in replaced),
+        PLAIN: bool(replaced)
+        and all(entry.base == NoBase.name for entry in replaced)
+        and _quantizes_plainly(str(job.spec.get("recipe", ""))),
         **{f"{DOMAIN}{each.name}": each.kl for each in (quality.domains if quality else ())},
         **{f"{TASK}{each.label}": each.value for each in result.tasks},
     }
+
+
+@lru_cache(maxsize=256)
+def _quantizes_plainly(recipe_yaml: str) -> bool:
+    """Whether a recipe asks for no base, and all codecs of its experts only quantize. `base: auto`
+    asks for one, also where none pays. False for a recipe that this version cannot read."""
+    try:
+        recipe = Recipe.from_yaml(recipe_yaml)
+    except RecipeError:
+        return False
+    names = {rule.codec.name for rule in recipe.rules}
+    return isinstance(recipe.base, NoBase) and names <= {*QUANTIZING, Keep.name}
 
 
 def finished(jobs: Sequence[Job]) -> pd.DataFrame:

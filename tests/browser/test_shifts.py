@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
-from support.browsing import drawn, settled, show_demo
+from support.browsing import arrived, drawn, show_demo
 from support.studio_process import Studio
 
 PAGES = {
@@ -45,10 +45,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(1800)]
 
 
 def check(page: Page, what: str) -> None:
-    """All that was hidden while its code came is there, and what moved since the last check moved
-    little."""
-    settled(page)
-    expect(page.locator("[data-waits], .stSkeleton:visible")).to_have_count(0)
+    """All has arrived, and what moved since the last check moved little."""
+    arrived(page)
     page.wait_for_timeout(500)  # what comes after all else
     shifts = page.evaluate("shifts.splice(0)")
     assert sum(shift["value"] for shift in shifts) <= MOST, f"{what}: {shifts}"
@@ -77,6 +75,24 @@ def test_pages_do_not_move_while_they_arrive(
         expect(page).to_have_url(re.compile(rf"/{part}(\?.*)?$"))
         expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
         check(page, f"{name}, by a link")
+
+
+def test_pages_do_not_move_beside_a_closed_sidebar(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    context = visit(viewport={"width": 1280, "height": 900})
+    context.add_init_script(WATCH)
+    page = context.new_page()
+    drawn(page, studio.address)
+    sidebar = page.get_by_test_id("stSidebar")
+    sidebar.hover()
+    page.get_by_test_id("stSidebarCollapseButton").get_by_role("button").click()
+    expect(sidebar).to_have_attribute("data-collapsed", "true")
+    page.close()
+    page = context.new_page()
+    drawn(page, f"{studio.address}/export")
+    expect(page.get_by_test_id("stSidebar")).to_have_attribute("data-collapsed", "true")
+    check(page, "Export")
 
 
 def test_what_is_chosen_moves_nothing(visit: Callable[..., BrowserContext], studio: Studio) -> None:

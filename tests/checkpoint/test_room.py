@@ -1,4 +1,4 @@
-"""Room for what encoding needs beside held experts."""
+"""Room for held experts, and for what encoding needs beside them."""
 
 from __future__ import annotations
 
@@ -62,3 +62,48 @@ def test_who_waits_for_room_when_another_fails_begins_nothing(tmp_path: Path) ->
     assert begun[0] == 0
     assert len(begun) <= 2
     assert ROOM._beside == 0
+
+
+def test_memory_that_is_not_there_is_not_lent() -> None:
+    room = Room()
+    with pytest.raises(MemoryError):
+        room.lend((1 << 60,), torch.uint8, 0, room.at_once())
+    assert room._taken == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_matrix_waits_for_room_until_its_turn_comes() -> None:
+    room, shape, nbytes = Room(), (3, 5), 30
+    ahead, lent = room.ahead(), list[torch.Tensor]()
+    first = room.lend(shape, torch.bfloat16, 0, room.at_once())
+    assert (first.shape, first.dtype, room._taken) == (shape, torch.bfloat16, nbytes)
+
+    def lend() -> None:
+        lent.append(room.lend(shape, torch.bfloat16, 2 * nbytes - 1, ahead))
+
+    waiting = threading.Thread(target=lend)
+    waiting.start()
+    waiting.join(0.05)
+    assert not lent
+    view = first[1:]
+    del first
+    waiting.join(0.05)
+    assert not lent  # a view shares the memory
+    del view
+    waiting.join()
+    assert len(lent) == 1
+    waiting = threading.Thread(target=lend)
+    waiting.start()
+    ahead.may_take(0)
+    waiting.join(0.05)
+    assert len(lent) == 1
+    ahead.may_take(1)
+    waiting.join()
+    assert len(lent) == 2
+    waiting = threading.Thread(target=lend)
+    waiting.start()
+    ahead.come()
+    waiting.join()
+    assert room._taken == 3 * nbytes
+    lent.clear()
+    assert room._taken == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 import threading
 from collections import Counter
@@ -22,23 +21,20 @@ from support.range_server import serving
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint import held as held_module
 from ders_core.checkpoint.held import Holding, first_held
-from ders_core.checkpoint.room import ROOM, NotWanted, Room, Turn
+from ders_core.checkpoint.room import ROOM, Room, Turn
 from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES
 from ders_core.checkpoint.streaming import SLAB_BYTES, SLABS
-from ders_core.codecs import Codec, EncodeContext, Quantized, Sparse
+from ders_core.codecs import Codec, EncodeContext, Quantized
 from ders_core.codecs.group import GroupCodec
-from ders_core.compute import buffers
-from ders_core.compute.threads import one_thread, threads_of_torch
+from ders_core.compute.threads import threads_of_torch
 from ders_core.decompose.base import Base
 from ders_core.decompose.bases.mean import MeanBase
 from ders_core.decompose.bases.median import MedianBase
-from ders_core.decompose.decomposition import Decomposition
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline import holding as holding_module
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.holding import holding_of
-from ders_core.pipeline.knowledge import encode_expert
 from ders_core.pipeline.next_base import NextBase
 from ders_core.recipe import ClusteredBase, Recipe, Rule
 
@@ -318,113 +314,3 @@ def test_a_failure_leaves_nobody_waiting_for_room(
         compress(mixtral_dir, tmp_path / "out", recipe_of(MeanBase()))
     gc.collect()  # of what threads raised, a traceback knows the future that holds the error
     assert not [each for each in threading.enumerate() if each.name.startswith("compute")]
-
-
-def test_memory_that_is_not_there_is_not_lent() -> None:
-    room = Room()
-    with pytest.raises(MemoryError):
-        room.lend((1 << 60,), torch.uint8, 0, room.at_once())
-    assert room._taken == 0
-
-
-def test_what_failed_ahead_keeps_no_memory() -> None:
-    """Without the collector: the group is read again at once."""
-
-    def fails(turn: Turn) -> Iterator[tuple[str, Decomposition]]:
-        memory = ROOM.lend((2, 2), torch.float32, 0, ROOM.at_once())
-        raise CheckpointError(f"{memory.shape} are not read")
-
-    following = NextBase()
-    gc.disable()
-    try:
-        following.read("a group", fails)
-        assert following.take("a group") is None
-        following.end()  # the thread has left what it ran
-        assert ROOM._taken == 0
-    finally:
-        gc.enable()
-
-
-@pytest.mark.timeout(60)
-def test_a_matrix_waits_for_room_until_its_turn_comes() -> None:
-    room, shape, nbytes = Room(), (3, 5), 30
-    ahead, lent = room.ahead(), list[torch.Tensor]()
-    first = room.lend(shape, torch.bfloat16, 0, room.at_once())
-    assert (first.shape, first.dtype, room._taken) == (shape, torch.bfloat16, nbytes)
-
-    def lend() -> None:
-        lent.append(room.lend(shape, torch.bfloat16, 2 * nbytes - 1, ahead))
-
-    waiting = threading.Thread(target=lend)
-    waiting.start()
-    waiting.join(0.05)
-    assert not lent
-    view = first[1:]
-    del first
-    waiting.join(0.05)
-    assert not lent  # a view shares the memory
-    del view
-    waiting.join()
-    assert len(lent) == 1
-    waiting = threading.Thread(target=lend)
-    waiting.start()
-    ahead.may_take(0)
-    waiting.join(0.05)
-    assert len(lent) == 1
-    ahead.may_take(1)
-    waiting.join()
-    assert len(lent) == 2
-    waiting = threading.Thread(target=lend)
-    waiting.start()
-    ahead.come()
-    waiting.join()
-    assert room._taken == 3 * nbytes
-    lent.clear()
-    assert room._taken == 0
-
-
-@pytest.mark.timeout(60)
-def test_what_is_not_wanted_is_not_read() -> None:
-    following, begun = NextBase(), threading.Event()
-    full = ROOM.lend((2, 2), torch.float32, 0, ROOM.at_once())
-    ended = list[type[BaseException]]()
-
-    def read(turn: object) -> Iterator[tuple[str, object]]:
-        begun.set()
-        try:
-            ROOM.lend((2, 2), torch.float32, 0, turn)  # type: ignore[arg-type]
-        except NotWanted as error:
-            ended.append(type(error))
-            raise
-        raise AssertionError
-
-    for leave in (lambda: following.take("another"), following.end):
-        begun.clear()
-        following.read("a group", read)  # type: ignore[arg-type]
-        begun.wait()
-        leave()
-    assert ended == [NotWanted] * 2
-    del full
-
-
-@pytest.mark.parametrize(
-    "codec", [Quantized(bits=1), Quantized(bits=4, group_size=64), Sparse(drop_rate=0.9)], ids=str
-)
-def test_what_a_codec_needs_beside_an_expert_is_what_it_holds(codec: Codec) -> None:
-    """Of what is reused: large tensors."""
-    random = torch.Generator().manual_seed(0)
-    weight, base = torch.randn(2, 4096, 2048, generator=random).bfloat16()
-    before = buffers._account.in_use
-    with one_thread(), buffers.memory_is_reused():
-        context = EncodeContext(dtype=torch.bfloat16, seed=0)
-        encode_expert(codec, weight, base, context, rounded_from=base)
-        assert buffers._account.most - before <= codec.beside_bytes((4096, 2048))
-
-
-def test_a_codec_that_does_not_tell_needs_a_delta_and_more() -> None:
-    shape = (1 << 12, 1 << 14)
-    size = math.prod(shape)
-    assert Sparse(drop_rate=0.9, method="magnitude").beside_bytes(shape) == 8 * size
-    assert Quantized(bits=4, grid="learned").beside_bytes(shape) == 8 * size
-    assert Quantized(bits=4, gain="auto").beside_bytes(shape) == 8 * size
-    assert Quantized(bits=4).beside_bytes(shape) < size

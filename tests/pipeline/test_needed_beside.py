@@ -15,12 +15,12 @@ from support.gate_experts import gates, write_experts
 from support.held_tensors import most_held
 
 from ders_core.checkpoint import ExpertGroup
-from ders_core.codecs import Chain, Codec, EncodeContext, Entropy, LowRank, Quantized
+from ders_core.codecs import Chain, Codec, EncodeContext, Entropy, LowRank, Quantized, Sparse
 from ders_core.codecs.fitting import block_codes, directions
 from ders_core.codecs.fitting.in_turn import ROWS
 from ders_core.codecs.group import GroupCodec
 from ders_core.codecs.testing.inputs import curvature
-from ders_core.compute import triangles
+from ders_core.compute import buffers, triangles
 from ders_core.compute.threads import HELPING_BYTES, one_thread, threads_of_torch
 from ders_core.pipeline import judge
 from ders_core.pipeline.believed import Inputs
@@ -197,3 +197,26 @@ def test_with_full_moments_most_experts_of_mixtral_are_held(
         told = codec.calibrated_bytes(shape, is_full=True, makes_whole=True)
         assert needed_beside(group, recipe, each)[0] == told
         assert threads == 1 or holding_of(group, recipe, each, "cpu") is None
+
+
+@pytest.mark.parametrize(
+    "codec", [Quantized(bits=1), Quantized(bits=4, group_size=64), Sparse(drop_rate=0.9)], ids=str
+)
+def test_what_a_codec_needs_beside_an_expert_is_what_it_holds(codec: Codec) -> None:
+    """Of what is reused: large tensors."""
+    random = torch.Generator().manual_seed(0)
+    weight, base = torch.randn(2, 4096, 2048, generator=random).bfloat16()
+    before = buffers._account.in_use
+    with one_thread(), buffers.memory_is_reused():
+        context = EncodeContext(dtype=torch.bfloat16, seed=0)
+        encode_expert(codec, weight, base, context, rounded_from=base)
+        assert buffers._account.most - before <= codec.beside_bytes((4096, 2048))
+
+
+def test_a_codec_that_does_not_tell_needs_a_delta_and_more() -> None:
+    shape = (1 << 12, 1 << 14)
+    size = math.prod(shape)
+    assert Sparse(drop_rate=0.9, method="magnitude").beside_bytes(shape) == 8 * size
+    assert Quantized(bits=4, grid="learned").beside_bytes(shape) == 8 * size
+    assert Quantized(bits=4, gain="auto").beside_bytes(shape) == 8 * size
+    assert Quantized(bits=4).beside_bytes(shape) < size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from support.compress_support import Snapshot
 from support.messages import raises_saying
 
 from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint.room import ROOM, NotWanted, Turn
 from ders_core.codecs import Keep, Quantized
 from ders_core.compute.threads import available_threads, threads_of_torch
 from ders_core.decompose.base import BaseContext
@@ -115,3 +117,46 @@ def test_work_is_shared_out_as_in_the_thread_that_asked() -> None:
             following.take("a")
     following.end()
     assert seen == [(5, 1, True)]
+
+
+def test_what_failed_ahead_keeps_no_memory() -> None:
+    """Without the collector: the group is read again at once."""
+
+    def fails(turn: Turn) -> Iterator[tuple[str, Decomposition]]:
+        memory = ROOM.lend((2, 2), torch.float32, 0, ROOM.at_once())
+        raise CheckpointError(f"{memory.shape} are not read")
+
+    following = NextBase()
+    gc.disable()
+    try:
+        following.read("a group", fails)
+        assert following.take("a group") is None
+        following.end()  # the thread has left what it ran
+        assert ROOM._taken == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.timeout(60)
+def test_what_is_not_wanted_is_not_read() -> None:
+    following, begun = NextBase(), threading.Event()
+    full = ROOM.lend((2, 2), torch.float32, 0, ROOM.at_once())
+    ended = list[type[BaseException]]()
+
+    def read(turn: object) -> Iterator[tuple[str, object]]:
+        begun.set()
+        try:
+            ROOM.lend((2, 2), torch.float32, 0, turn)  # type: ignore[arg-type]
+        except NotWanted as error:
+            ended.append(type(error))
+            raise
+        raise AssertionError
+
+    for leave in (lambda: following.take("another"), following.end):
+        begun.clear()
+        following.read("a group", read)  # type: ignore[arg-type]
+        begun.wait()
+        leave()
+    assert ended == [NotWanted] * 2
+    del full
+    assert ROOM._taken == 0

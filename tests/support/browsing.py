@@ -81,6 +81,13 @@ def settled(page: Page) -> None:
     expect(page.locator("[data-stale=true]")).to_have_count(0)
 
 
+def arrived(page: Page) -> None:
+    """Wait until the page is drawn, and all that was hidden while its code came is there."""
+    settled(page)
+    bars = ".stSkeleton:visible, [data-testid=stSkeleton]:visible"  # in place of code: no class
+    expect(page.locator(f"[data-waits], {bars}")).to_have_count(0)
+
+
 def type_into(field: Locator, text: str) -> None:
     """Type into a field as a person does, once its page is drawn.
 

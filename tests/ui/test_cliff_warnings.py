@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ders_core.jobs.claims import Claims
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe
-from ders_core.ui.cliff_warnings import low_gain
+from ders_core.ui.cliff_warnings import low_gain, shared_expert
 from ders_core.units import bytes_text
 
 
@@ -59,34 +60,56 @@ def test_the_page_warns_where_the_analysis_expects_little(
     assert apply(app, "name: x\nrules: [{codec: sparse, method: random, drop_rate: 0.95}]\n") == []
 
 
-def series(workspace: Workspace, checkpoint: Path, *cliffs: dict[str, Any]) -> None:
-    """A finished series of sizes that found these cliffs."""
+def series(
+    workspace: Workspace, checkpoint: Path, *cliffs: dict[str, Any], of: int | None = None
+) -> None:
+    """A finished series of sizes that found these cliffs. of: bytes of the weight files then, if
+    not as they are."""
     store = JobStore(workspace.store_path)
     spec = {"checkpoint": str(checkpoint), "calibration": "/c.safetensors", "text": "/t.txt"}
     store.submit("series", spec)
     claim = Claims(store.path, "me").claim()
     assert claim is not None
-    claim.complete(RESULTS["series"][0] | {"cliffs": list(cliffs)})
+    before = open_checkpoint(checkpoint).bytes_total if of is None else of
+    claim.complete(RESULTS["series"][0] | {"cliffs": list(cliffs), "bytes_before": before})
 
 
-@pytest.mark.parametrize(("below", "warned"), [(True, 1), (False, 0)])
-def test_the_page_warns_of_a_cliff_that_a_series_measured(
-    app: AppTest, workspace: Workspace, mixtral_dir: Path, *, below: bool, warned: int
+TEXT = "name: x\nrules: [{codec: quantized, bits: 4}]\n"
+CLIFF = {"small": 0, "large": 10**12, "kl_small": 0.4, "kl_large": 0.1, "rise": 3.5}
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "where"), [(-1000, 1000, "Near"), (500, 1000, "Below"), (-1000, 0, None)]
+)
+def test_the_page_warns_of_the_nearest_cliff_that_a_series_measured(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path, small: int, large: int, where: str | None
 ) -> None:
-    text = "name: x\nrules: [{codec: quantized, bits: 4}]\n"
-    nbytes = resolve(Recipe.from_yaml(text), open_checkpoint(mixtral_dir)).bytes_after
-    large = nbytes + 1000 if below else nbytes
-    cliff = {"small": nbytes - 1000, "large": large, "kl_small": 0.4, "kl_large": 0.1, "rise": 3.5}
-    series(workspace, mixtral_dir.parent, cliff | {"large": 10**12})  # of another checkpoint
-    series(workspace, mixtral_dir, cliff | {"large": 10**12})  # an older one
-    series(workspace, mixtral_dir, cliff)
+    """small, large: in bytes above what the recipe leaves."""
+    nbytes = resolve(Recipe.from_yaml(TEXT), open_checkpoint(mixtral_dir)).bytes_after
+    cliff = CLIFF | {"small": nbytes + small, "large": nbytes + large}
+    further = CLIFF | {"small": nbytes + 1000, "kl_small": 0.1, "kl_large": 0.01}
+    series(workspace, mixtral_dir.parent, CLIFF, of=1000)  # of another checkpoint
+    series(workspace, mixtral_dir, CLIFF)  # an older one
+    series(workspace, mixtral_dir, cliff, *([further] if where else []))
     on(opened(app, mixtral_dir), "recipe")
-    warnings = apply(app, text)
-    assert len(warnings) == warned
+    warnings = apply(app, TEXT)
+    assert len(warnings) == (where is not None)
     for warning in warnings:
+        assert warning.startswith(f"{where} a cliff")
         assert "the KL falls from 0.400 to 0.100" in warning
-        assert f"Stay at {bytes_text(large)} or above" in warning
+        assert f"Stay at {bytes_text(nbytes + large)} or above" in warning
         assert f"leaves {bytes_text(nbytes)}" in warning
+
+
+@pytest.mark.parametrize(("more", "warned"), [(0, 1), (1000, 0)])
+def test_a_cliff_of_what_the_directory_held_before_is_not_told(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path, more: int, warned: int
+) -> None:
+    """more: bytes that the weight files had then."""
+    before = open_checkpoint(mixtral_dir).bytes_total + more
+    series(workspace, mixtral_dir, CLIFF, of=before)
+    on(opened(app, mixtral_dir), "recipe")
+    assert len(apply(app, TEXT)) == warned
 
 
 @pytest.mark.parametrize(
@@ -107,4 +130,17 @@ def test_the_page_warns_of_the_papers_cliff_of_the_shared_expert(
     warnings = apply(app, f"name: x\nextended: true\nrules: [{rule}]\n")
     assert len(warnings) == bool(groups)
     for warning in warnings:
-        assert f"in {groups} of 3 groups the shared expert" in warning
+        assert f"in {groups} of 3 groups that have a shared expert" in warning
+
+
+def test_only_layers_with_a_shared_expert_count(tmp_path: Path) -> None:
+    groups = open_checkpoint(extended(tmp_path / "shared")).groups()
+    rows = pd.DataFrame(
+        [{"layer": group.layer, "projection": group.projection} for group in groups]
+    )
+    rows = rows.assign(codec="quantized", strength=2.0)
+    beside = rows.assign(layer=1)
+    without = [replace(group, block=replace(group.block, index=1), shared=None) for group in groups]
+    sentence = shared_expert(pd.concat([rows, beside]), [*groups, *without])
+    assert "in 3 of 3 groups that have a shared expert" in sentence
+    assert shared_expert(beside, without) == ""

@@ -20,7 +20,7 @@ BAR = 40
 such as a plot, is not waited for: it moves nothing when it comes."""
 
 SIDEBAR = 250
-"""Pixels: the width of the sidebar, unless a visitor has changed it."""
+"""Pixels: the width of the sidebar, unless a visitor has changed or closed it."""
 
 NARROW = 768
 """Pixels. In a window of that width the sidebar lies above the page, and is closed at first."""
@@ -38,8 +38,9 @@ STYLE = f"""<style>
 
 SCRIPT = f"""{{
 const root = document.documentElement;
-const width = parseInt(localStorage.getItem("sidebarWidth"));
-if (width) root.style.setProperty("--sidebar", `${{width}}px`);
+const closed = localStorage.getItem("stSidebarCollapsed-") === "true";
+const width = closed ? 0 : parseInt(localStorage.getItem("sidebarWidth"));
+if (closed || width) root.style.setProperty("--sidebar", `${{width}}px`);
 const part = (name) => `[data-testid="${{name}}"]`;
 const bar = part("stSkeleton"), element = part("stElementContainer");
 const blocks = `:is(${{part("stMainBlockContainer")}}, ${{part("stBottomBlockContainer")}}) > `
