@@ -89,8 +89,8 @@ class Room:
 class Turn:
     """Of a group that is read ahead, or of one that is worked on. has_come: whether it is asked for
     by now, so that its reading waits for nothing. is_over: whether nobody will ask for it, or for
-    the rest of it. beyond: bytes that it may take beyond `most` of `Room.lend`, as work on the group
-    before does not need them any more."""
+    the rest of it. beyond: bytes that it may take beyond `most` of `Room.lend`, as work on the
+    group before does not need them any more."""
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed

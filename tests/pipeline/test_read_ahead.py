@@ -111,9 +111,7 @@ def test_the_last_experts_leave_room_to_read_the_rest(
             assert fitting[-1] <= holding.count
             beside = min(working, unfinished) * holding.beside
             buffers = 2 if working == 1 else min(unfinished, working + 1)
-            assert (
-                ahead + beside + min(buffers, EXPERTS - holding.count) * MATRIX <= holding.most
-            )
+            assert ahead + beside + min(buffers, EXPERTS - holding.count) * MATRIX <= holding.most
         assert fitting[-len(expected) :] == expected
         assert set(fitting[: -len(expected)]) == {expected[0]}
 
