@@ -73,13 +73,24 @@ def _read() -> tuple[int | None, int | None]:
     return counters.read_chars, counters.read_bytes
 
 
-def measure(script: str, *arguments: str) -> Measured:
-    """In the parent: run `script arguments` and hear what it reports."""
-    command = [sys.executable, script, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+def wait_for_start() -> None:
+    """In the child: say that it is ready, and wait for others (`measure`)."""
+    print(flush=True)
+    sys.stdin.readline()
+
+
+def measure(script: str, *arguments: str, start: threading.Barrier | None = None) -> Measured:
+    """In the parent: run `script arguments` and hear what it reports. start: the child calls
+    `wait_for_start`, and begins when all have that wait at this barrier."""
+    command, stdin = [sys.executable, script, *arguments], subprocess.PIPE if start else None
+    with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True) as child:
         watch = _Watch(child.pid)
         try:
-            out, _ = child.communicate()
+            if start is not None:
+                assert child.stdout is not None
+                child.stdout.readline()
+                start.wait()
+            out, _ = child.communicate("\n" if start else None)
         except BaseException:
             child.kill()
             raise

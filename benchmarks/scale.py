@@ -24,6 +24,7 @@ import platform
 import shutil
 import signal
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -184,17 +185,21 @@ def two_threads(bench: Bench, what: str, one: Measured, two: Measured) -> None:
 
 
 def two_processes(bench: Bench, name: str, source: Path, one: Measured) -> None:
-    """What two processes bring that compress the same at once, with one thread each: they wait for
-    nothing of each other, so that two threads of one process can hardly bring more."""
+    """What two processes bring that compress the same at once, with one thread each, and begin
+    together after their imports: they wait for nothing of each other but for the disk, so that two
+    threads of one process can hardly bring more."""
     title = f"    two processes at once, {name}"
     if not bench.has(title):
         return
 
+    outs = [bench.place / f"packed{number}" for number in range(2)]
+    start = threading.Barrier(len(outs))
+
     def compressed(out: Path) -> Measured:
-        return measure(WORKS, "compress", str(source), name, "1", bench.device, str(out))
+        rest = str(source), name, "1", bench.device, str(out)
+        return measure(WORKS, "compress together", *rest, start=start)
 
     evict(source)
-    outs = [bench.place / f"packed{number}" for number in range(2)]
     with ThreadPoolExecutor(len(outs)) as pool:
         seconds = max(cost.seconds for cost in pool.map(compressed, outs))
     for out in outs:

@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from processes import report
+from processes import report, wait_for_start
 from torch.nn.functional import cosine_similarity
 from upcycled import HIDDEN, SHAPES, weight_files
 
@@ -67,6 +67,9 @@ def one(what: str, place: Path, rest: list[str]) -> None:
             report(lambda: analysed(place, spectra, int(threads), device))  # type: ignore[arg-type]
         case "compress", [name, threads, device, out]:
             report(lambda: compressed(place, Path(out), name, int(threads), device))
+        case "compress together", [name, threads, device, out]:
+            wait_for_start()
+            one("compress", place, [name, threads, device, out])
         case "synthesize", [threads, device, out]:
             with Engine(int(threads), device=device):
                 report(lambda: len(synthesize(place, out, device=device, hashes=False)))

@@ -27,14 +27,17 @@ HELD_BYTES = 1 << 28
 @dataclass(frozen=True)
 class Holding:
     """Of a large group. count: how many of its first experts are held. ahead: bytes that held
-    experts, of the group before too, take at most when one more is read before its group's turn.
-    beside: bytes that are needed beside an expert while it is encoded. most: bytes that held
-    experts, and what is needed beside those that are encoded, take at most all together."""
+    experts, of the group before too, take at most when one more is read before its group's turn,
+    while all threads work on the group before; `Turn.beyond` adds to it as they end. beside: bytes
+    that are needed beside an expert while it is encoded. most: bytes that held experts, and what is
+    needed beside those that are encoded, take at most all together. helping: bytes that threads
+    without an expert hold at most while they help with one, if `most` does not leave these out."""
 
     count: int
     ahead: int
     beside: int
     most: int
+    helping: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +158,6 @@ def first_held(group: ExpertGroup, holding: Holding, turn: Turn) -> ExpertGroup:
             matrix.read_into(memory, slice(0, shape[0]))
             is_read = np.ones(shape[0], bool)
             held_experts.append(HeldMatrix(matrix.info, matrix.slot, matrix, [memory], is_read))
-    return_small_blocks()  # of the group before, which is done with by now
     nothing = np.zeros(shape[0], bool)
     others = (
         HeldMatrix(matrix.info, matrix.slot, matrix, [], nothing)

@@ -89,8 +89,8 @@ class Room:
 class Turn:
     """Of a group that is read ahead, or of one that is worked on. has_come: whether it is asked for
     by now, so that its reading waits for nothing. is_over: whether nobody will ask for it, or for
-    the rest of it. beyond: bytes that were to be left for work on the group before, and are left by
-    it now."""
+    the rest of it. beyond: bytes that it may take beyond `most` of `Room.lend`, as work on the
+    group before does not need them any more."""
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
@@ -98,7 +98,7 @@ class Turn:
         self.beyond = 0
 
     def may_take(self, beyond: int) -> None:
-        """So many bytes beyond, all together."""
+        """Set `beyond`, and let what waits for memory look again."""
         with self._changed:
             self.beyond = beyond
             self._changed.notify_all()

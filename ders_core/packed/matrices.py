@@ -47,7 +47,8 @@ class PackedMatrices:
 
     store: the packed tensors. seed: the recipe's. is_shared: whether deltas were taken against
     bases before these were coded. read: how a part's rows are read, where not all are
-    wanted at once. Raises CheckpointError if a stack's parts are not what its codec writes.
+    wanted at once, but for what streams begin with. Raises CheckpointError if a stack's parts are
+    not what its codec writes.
     """
 
     def __init__(

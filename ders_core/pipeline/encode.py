@@ -14,7 +14,7 @@ from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.checkpoint.held import Holding, first_held, held
 from ders_core.checkpoint.room import ROOM, Turn
 from ders_core.codecs.group import GroupCodec, Stacked
-from ders_core.compute.buffers import keep_small_blocks
+from ders_core.compute.buffers import keep_small_blocks, return_small_blocks
 from ders_core.compute.threads import one_thread, threads_for
 from ders_core.compute.tracebacks import memory_goes_back
 from ders_core.decompose.base import BaseContext
@@ -146,6 +146,8 @@ def _encoded(
         form = base_form(recipe, stack)
         following = next_base()
         begun = following.take(_group_of(task, task.key)) if following is not None else None
+        if begun is not None and holding is not None:
+            return_small_blocks()  # of the group before, which is done with by now
         tried = begun or _decompositions(stack, task, calibration, holding, ROOM.at_once())
     known = known.on(device)
     threads = _threads(stack, codec, device)
@@ -156,14 +158,15 @@ def _encoded(
     prepare = ahead.read_ahead if ahead is not None else None
     finished: Callable[[int], None] | None = None
     if isinstance(ahead, ExpertGroup):
-        held_next = _holding(ahead, task)
-        if held_next is None and encoder.threads > 1:
+        next_holding = _holding(ahead, task)
+        if next_holding is None and encoder.threads > 1:
             seen = _and_begin(ahead, task, calibration, digest, stack.shape[0], encoder.threads)
-        if held_next is not None and holding is not None:
+        if next_holding is not None and holding is not None:
             # the weights and moments of this group are in memory then, and not those of the next
-            least = replace(held_next, ahead=min(held_next.ahead, holding.ahead))
-            prepare = partial(_read_next, ahead, task, calibration, least)
-            finished = partial(_leave, stack, holding, least, encoder.threads)
+            at_most = min(next_holding.ahead, holding.ahead)
+            next_holding = replace(next_holding, ahead=at_most)
+            prepare = partial(_read_next, ahead, task, calibration, next_holding)
+            finished = partial(_leave, stack, holding, next_holding, encoder.threads)
     best, others = _best(_each(tried, encoder, prepare, seen, placed, finished))
     if not recipe.base.is_optional:
         return best, others
@@ -222,21 +225,21 @@ def _holding(group: ExpertGroup, task: EncodeTask) -> Holding | None:
 
 
 def _read_next(
-    ahead: ExpertGroup, task: EncodeTask, calibration: Calibration | None, holding: Holding
+    ahead: ExpertGroup, task: EncodeTask, calibration: Calibration | None, next_holding: Holding
 ) -> None:
     """Begin to read the group ahead into the memory that this one leaves."""
     following = next_base()
     assert following is not None, "else nothing is held"
-    begin = partial(_decompositions, ahead, task, calibration, holding)
+    begin = partial(_decompositions, ahead, task, calibration, next_holding)
     following.read(_group_of(task, ahead.key), begin)
 
 
 def _leave(
-    group: MatrixStack, holding: Holding, ahead: Holding, threads: int, unfinished: int
+    group: MatrixStack, holding: Holding, next_holding: Holding, threads: int, unfinished: int
 ) -> None:
     """Let what is read ahead have the memory that a held group's last experts do not need."""
     if (following := next_base()) is not None:
-        following.may_take(left_free(group, holding, ahead, threads, unfinished))
+        following.may_take(left_free(group, holding, next_holding, threads, unfinished))
 
 
 def _group_of(task: EncodeTask, key: Key) -> object:

@@ -13,7 +13,7 @@ def keeping(
     pieces: Iterable[torch.Tensor], rows: Sequence[slice], kept: torch.Tensor
 ) -> Iterator[torch.Tensor]:
     """The pieces, as of `Codec.unpack_in_pieces`; `kept`, `[n, in]`, gets some rows of them as they
-    go by, one slice after another."""
+    go by, one slice after another. rows: ascending, apart from each other."""
     width, begin, flat = kept.shape[1], 0, kept.view(-1)
     places = [(part.start * width, part.stop * width) for part in rows]
     filled = [0, *accumulate(last - first for first, last in places)]

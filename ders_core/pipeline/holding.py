@@ -45,8 +45,9 @@ def holding_of(
     if form.count is None:
         slabs = min(available_threads(), CACHED_SLABS) * CACHED_SLAB_BYTES
     left = MOST_BYTES - (form.count or 1) * matrix - shared
-    if recipe.calibration and available_threads() > threads:  # the others help with moments
-        left -= threads * HELPING_BYTES
+    helping = HELPING_BYTES if recipe.calibration else 0  # with moments
+    if available_threads() > threads:  # the others help all the time
+        left, helping = left - threads * helping, 0
     # Count with room for every thread. Count with room for one instead where that holds all
     # experts, or where the first count is half of them or fewer; then threads wait at first
     # (`Encoder`).
@@ -63,19 +64,20 @@ def holding_of(
     ahead = left - threads * beside - waiting - min(threads + 1, experts - count) * matrix
     if ahead < matrix or (count - 2) * matrix + threads * beside > left:
         return None
-    return Holding(count, min(ahead, count * matrix), beside, left)
+    return Holding(count, min(ahead, count * matrix), beside, left, helping)
 
 
 def left_free(
-    group: MatrixStack, holding: Holding, ahead: Holding, threads: int, unfinished: int
+    group: MatrixStack, holding: Holding, next_holding: Holding, threads: int, unfinished: int
 ) -> int:
-    """Bytes of those that `Holding.ahead` leaves for work on a held group which that needs no more
-    once only so many of its experts are not finished; no more than all that is held of the group
-    ahead needs, whose matrices are as large. ahead: of that. threads: as of
+    """Bytes that the group ahead may take beyond `next_holding.ahead`, once so many experts of this
+    one are not finished: what idle threads and finished buffers do not need any more. At most what
+    is missing of all its held experts, whose matrices are as large. threads: as of
     `Decomposition.each`."""
     experts, out, width = group.shape
     matrix, working = out * width * group.dtype.itemsize, min(threads, unfinished)
-    read = min(threads + 1, experts - holding.count)
-    still = min(threads + 1, unfinished, experts - holding.count)
-    free = (threads - working) * holding.beside + (read - still) * matrix
-    return min(free, ahead.count * matrix - ahead.ahead)
+    idle = max((threads - working) * holding.beside - working * holding.helping, 0)
+    buffers = min(threads + 1, experts - holding.count)
+    # one thread keeps its buffers until all experts are encoded
+    finished = buffers - min(buffers, unfinished) if threads > 1 else 0
+    return min(idle + finished * matrix, next_holding.count * matrix - next_holding.ahead)

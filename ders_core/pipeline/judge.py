@@ -33,6 +33,11 @@ OUTPUT_BYTES = 16
 """Of each entry of rows whose outputs are judged: four values in float32."""
 
 
+def judges_some_rows(out: int, *, is_full: bool) -> bool:
+    """Whether only OUTPUT_ROWS of so many rows are judged. is_full: of the moments."""
+    return is_full and out > OUTPUT_ROWS
+
+
 @dataclass(frozen=True)
 class Probe:
     """‖Ŵ−W‖² of some rows of some experts, rounded to the dtype of the weights, and before that."""
@@ -179,16 +184,22 @@ class Judge:
         """All that is to be known for `Losses.of`: float64 `[16]` on the device of the weight,
         which nothing waits for.
 
-        chosen: the rows of Ŵ that outputs are judged by (`row_numbers`). judged: Ŵ where the delta
-        is added to `start`; None without a charge. squares, own: `[4]`, `sums_of` Ŵ against the
-        base and of the other against `start`. probe: of `probe_sums`.
+        chosen: Ŵ, or the rows of it that outputs are judged by (`row_numbers`). judged: Ŵ where the
+        delta is added to `start`; may be None without a charge. squares, own: `[4]`, `sums_of` Ŵ
+        against the base and of the other against `start`. probe: of `probe_sums`.
         """
         nothing = torch.zeros_like(squares[0])
         noise_cost = router_noise = nothing
         correlated, moments = torch.zeros_like(squares[:2]), self.context.moments
-        output = self._of_outputs(
-            lambda some, rows: in_float32(chosen[some]).sub_(in_float32(self.weight[rows]))
-        )
+        numbers = self.row_numbers()
+        is_whole = len(chosen) == len(self.weight)
+        assert is_whole or (numbers is not None and len(chosen) == len(numbers))
+
+        def error(some: slice, rows: slice | torch.Tensor) -> torch.Tensor:
+            synthesized = chosen[rows if is_whole else some]
+            return in_float32(synthesized).sub_(in_float32(self.weight[rows]))
+
+        output = self._of_outputs(error)
         if self.charge is not None:
             assert judged is not None
             deviation, kept = Deviation(judged, self.weight, self.start), nothing + 1
@@ -212,8 +223,8 @@ class Judge:
     def row_numbers(self) -> torch.Tensor | None:
         """The rows that outputs are judged by, int64 `[rows]`: some that are spread evenly, where
         moments are full and there are more; None for all."""
-        out = len(self.weight)
-        if self.inputs is None or self.inputs.believed.dim() == 1 or out <= OUTPUT_ROWS:
+        out, inputs = len(self.weight), self.inputs
+        if inputs is None or not judges_some_rows(out, is_full=inputs.believed.dim() == 2):
             return None
         return torch.arange(OUTPUT_ROWS, device=self.weight.device) * out // OUTPUT_ROWS
 

@@ -288,15 +288,15 @@ def encode_expert(
 def _looked_at(
     judge: Judge, pieces: Iterable[torch.Tensor], base: torch.Tensor
 ) -> tuple[Iterable[torch.Tensor], torch.Tensor, torch.Tensor | None]:
-    """The pieces of Ŵ; the rows of it that outputs are judged by, which may be there only once the
-    pieces have gone by; and Ŵ, if more of it is looked at than these."""
+    """The pieces of Ŵ; Ŵ, or only the rows of it that outputs are judged by, which are there once
+    the pieces have gone by; and Ŵ, if more of it is looked at than these."""
     numbers = judge.row_numbers()
     if judge.charge is None and numbers is not None and base.device.type == "cpu":
         chosen = fresh((len(numbers), base.shape[1]), base.dtype)
         rows = [slice(number, number + 1) for number in numbers.tolist()]
         return keeping(pieces, rows, chosen), chosen, None
     judged = whole(pieces, base)
-    return [judged.view(-1)], judged if numbers is None else judged[numbers], judged
+    return [judged.view(-1)], judged, judged
 
 
 def _given_back(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ders_core.checkpoint import ExpertGroup
 from ders_core.codecs.group import GroupCodec
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.judge import OUTPUT_ROWS
+from ders_core.pipeline.judge import OUTPUT_ROWS, judges_some_rows
 from ders_core.recipe import Recipe
 
 
@@ -17,12 +17,11 @@ def needed_beside(group: ExpertGroup, recipe: Recipe, codec: GroupCodec) -> tupl
         return codec.beside_bytes((out, width)), 0
     calibration = Calibration.open(recipe.calibration)
     is_full = calibration.is_full(*group.key)
-    some = min(out, OUTPUT_ROWS)  # as of `knowledge.encode_expert`
-    makes_whole = not is_full or some == out or calibration.has_gradients
+    makes_whole = calibration.has_gradients or not judges_some_rows(out, is_full=is_full)
     beside = codec.calibrated_bytes((out, width), is_full=is_full, makes_whole=makes_whole)
     if not is_full:
         return beside, 0
-    beside += 0 if makes_whole else some * width * group.dtype.itemsize
+    beside += 0 if makes_whole else OUTPUT_ROWS * width * group.dtype.itemsize
     # moments as measured; those that codecs go by; and each expert's own, of which each thread
     # has one factor; threads make them one after another
     moments = 1 + calibration.has_weighted + calibration.has_each * group.shape[0]

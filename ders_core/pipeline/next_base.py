@@ -53,7 +53,7 @@ class NextBase:
             self._begun = group, self._pool.submit(self._context.run, begin), turn
 
     def may_take(self, beyond: int) -> None:
-        """Let what is read take so many bytes beyond what it was to leave free, all together."""
+        """Let the group that is read take so many bytes beyond `Holding.ahead`, all together."""
         if self._begun is not None:
             self._begun[2].may_take(beyond)
 

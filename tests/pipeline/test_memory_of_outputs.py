@@ -26,7 +26,7 @@ def test_the_allocator_gives_no_rows_whose_outputs_are_judged() -> None:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         sums = judge.sums(synthesized, synthesized, squares, squares, squares[:2])
     taken = [event.self_cpu_memory_usage for event in seen.events()]
-    assert 0 < max(taken) < CHUNK  # a row of pieces has CHUNK values
+    assert 0 < max(taken) < CHUNK  # a piece of rows has CHUNK values of 4 bytes
     exact, error = weight.double(), synthesized.double() - weight.double()
     expected = [(each.square() * moments.double()).sum() for each in (error, exact)]
     torch.testing.assert_close(sums[8:10], torch.stack(expected), rtol=1e-6, atol=0.0)

@@ -87,18 +87,27 @@ def test_entropy_tells_more_where_bits_do_not_bound_it() -> None:
         assert codec.beside_bytes(shape) == 8 * size
 
 
-@pytest.mark.parametrize("is_full", [False, True])
-def test_quantized_holds_no_more_than_it_tells_with_a_calibration(is_full: bool) -> None:
+@pytest.mark.parametrize(
+    ("is_full", "is_charged"), [(False, False), (False, True), (True, False), (True, True)]
+)
+def test_quantized_holds_no_more_than_it_tells_with_a_calibration(
+    is_full: bool, is_charged: bool
+) -> None:
+    """With gradients all of Ŵ is looked at, and else some rows where moments are full."""
     random, width, codec = torch.Generator().manual_seed(0), 1024, Quantized(bits=4)
     weight, base = torch.randn(2, 8192, width, generator=random).bfloat16()
     values = torch.randn(2 * width, width, generator=random)
     moments = values.T @ values / len(values)
     inputs = Inputs.of(moments if is_full else moments.diagonal().clone(), 2.0 * width)
-    context = EncodeContext(torch.bfloat16, 0, inputs.believed)
+    context, charge = EncodeContext(torch.bfloat16, 0, inputs.believed), None
+    if is_charged:
+        charge = curvature((8192, width))
     with torch.inference_mode(), one_thread():
-        held = most_held(lambda: encode_expert(codec, weight, base, context, inputs=inputs))
-    told = codec.calibrated_bytes((8192, width), is_full=is_full, makes_whole=not is_full)
-    told += codec.shared_bytes(width) + 2 * judge.OUTPUT_ROWS * width if is_full else 0
+        held = most_held(lambda: encode_expert(codec, weight, base, context, charge, inputs=inputs))
+    makes_whole = is_charged or not is_full
+    told = codec.calibrated_bytes((8192, width), is_full=is_full, makes_whole=makes_whole)
+    told += codec.shared_bytes(width) if is_full else 0
+    told += 0 if makes_whole else 2 * judge.OUTPUT_ROWS * width
     assert held <= told <= 3 * held
 
 

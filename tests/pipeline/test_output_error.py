@@ -8,7 +8,7 @@ import torch
 from ders_core.codecs import EncodeContext
 from ders_core.codecs.quantized import Quantized
 from ders_core.pipeline.believed import Inputs
-from ders_core.pipeline.judge import OUTPUT_ROWS
+from ders_core.pipeline.judge import OUTPUT_ROWS, Judge
 from ders_core.pipeline.knowledge import encode_expert
 
 WIDTH = 48
@@ -34,3 +34,15 @@ def test_the_error_of_outputs_is_that_of_all_rows(rows: int, tolerance: float) -
     assert (
         encode_expert(codec, weight, base, context, inputs=Inputs(moments)).losses == encoded.losses
     )
+
+
+def test_rows_that_are_not_those_outputs_are_judged_by_are_refused() -> None:
+    """All of them, or those of `row_numbers`: with others the error would be that of other rows."""
+    weight, squares = torch.ones(OUTPUT_ROWS + 2, WIDTH), torch.zeros(4, dtype=torch.float64)
+    context = EncodeContext(torch.float32, seed=1)
+    judge = Judge(weight, weight, context, inputs=Inputs(torch.eye(WIDTH)))
+    for count in (OUTPUT_ROWS, len(weight)):
+        sums = judge.sums(2 * weight[:count], None, squares, squares, squares[:2])
+        assert sums[8:10].tolist() == [OUTPUT_ROWS * WIDTH] * 2
+    with pytest.raises(AssertionError):
+        judge.sums(weight[: OUTPUT_ROWS + 1], None, squares, squares, squares[:2])

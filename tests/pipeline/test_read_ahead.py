@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint.held import Holding
 from ders_core.codecs import Codec, Entropy, LowRank, Quantized, Sparse
+from ders_core.codecs.fitting.block_codes import PIECE_BYTES
+from ders_core.codecs.fitting.in_turn import ROWS
 from ders_core.codecs.group import GroupCodec
 from ders_core.compute.threads import threads_for, threads_of_torch
 from ders_core.packed.open import open_checkpoint
@@ -82,42 +85,78 @@ def test_most_of_mixtral_is_read_ahead(
         assert [told(group, codec, threads) for threads in (1, 2, 16)] == expected
 
 
-@pytest.mark.parametrize(("threads", "expected"), [(1, [6]), (2, [4, 6]), (16, [2, 4, 5])])
+@pytest.mark.parametrize(
+    ("codec", "threads", "expected"),
+    [
+        (LowRank(rank=64), 1, [6]),
+        (LowRank(rank=64), 2, [4, 6]),
+        (LowRank(rank=64), 16, [2, 4, 5]),
+        (Entropy(bits=3, rounding="unbiased"), 1, [4]),
+        (Entropy(bits=3, rounding="unbiased"), 2, [1, 2, 5]),
+    ],
+    ids=str,
+)
 def test_the_last_experts_leave_room_to_read_the_rest(
-    threads: int, expected: list[int], tmp_path: Path
+    codec: Codec, threads: int, expected: list[int], tmp_path: Path
 ) -> None:
-    """With low rank, which needs much memory beside an expert. expected: how many experts fit that
+    """With codecs that need much memory beside an expert. expected: how many experts fit that
     are read ahead, as soon as threads have their last expert, and as one after another ends. What
-    is in use then stays within all that was said."""
-    codec = LowRank(rank=64)
-    codecs = GroupCodec.same(codec, EXPERTS)
+    is in use then stays within all that was said: one thread keeps both of its buffers."""
     for group in open_checkpoint(mixtral_of(tmp_path / "model")).groups():
-        with threads_of_torch(threads):
-            holding = holding_of(group, Recipe(name="x", rules=(Rule(codec=codec),)), codecs, "cpu")
-            working = threads_for(EXPERTS, codec.working_bytes(group.shape[1:]), CPU)
-        assert holding is not None
+        holding, working = held_by(group, codec, threads)
         fitting = list[int]()
         for unfinished in range(EXPERTS, 0, -1):
             ahead = holding.ahead + left_free(group, holding, holding, working, unfinished)
             fitting.append(ahead // MATRIX)
             assert fitting[-1] <= holding.count
             beside = min(working, unfinished) * holding.beside
-            being_read = min(unfinished, working + 1, EXPERTS - holding.count)
-            assert ahead + beside + being_read * MATRIX <= holding.most
+            buffers = 2 if working == 1 else min(unfinished, working + 1)
+            assert ahead + beside + min(buffers, EXPERTS - holding.count) * MATRIX <= holding.most
         assert fitting[-len(expected) :] == expected
         assert set(fitting[: -len(expected)]) == {expected[0]}
+
+
+def test_a_thread_that_helps_the_last_expert_keeps_memory_for_its_rows(tmp_path: Path) -> None:
+    """With full moments a helper rounds as many rows at a time as who is helped: here all experts
+    are held, so that nothing else is kept."""
+    side, codec = 6144, Quantized(bits=1)
+    path = moments_in(tmp_path, side)
+    gate = next(iter(open_checkpoint(mixtral_of(tmp_path / "model", (side, side))).groups()))
+    holding, working = held_by(gate, codec, 2, path)
+    assert (holding.count, working) == (EXPERTS, 2)
+    ahead = holding.ahead + left_free(gate, holding, holding, working, 1)
+    helper = PIECE_BYTES * ROWS * side
+    assert ahead + holding.beside + helper <= holding.most
+
+
+def held_by(
+    group: ExpertGroup, codec: Codec, threads: int, calibration: Path | None = None
+) -> tuple[Holding, int]:
+    """What is held of a group, and how many threads encode it."""
+    recipe = Recipe(name="x", rules=(Rule(codec=codec),), calibration=calibration)
+    with threads_of_torch(threads):
+        holding = holding_of(group, recipe, GroupCodec.same(codec, EXPERTS), "cpu")
+        working = threads_for(EXPERTS, codec.working_bytes(group.shape[1:]), CPU)
+    assert holding is not None
+    return holding, working
+
+
+def moments_in(directory: Path, width: int = WIDTH) -> Path:
+    """A calibration with full moments of what goes into gate and up, and diagonals of down."""
+    path = directory / "moments.safetensors"
+    moments = {
+        "0.in.moments": torch.zeros(width, width),
+        "0.mid.moments": torch.zeros(OUT),
+        "0.routed": torch.tensor([9] * EXPERTS),
+    }
+    write_calibration(path, "0" * 64, 36, moments)
+    return path
 
 
 def test_what_leaves_no_room_to_read_ahead_is_not_held(tmp_path: Path) -> None:
     """With full moments six gates fit beside one thread, and five beside two. With diagonals more
     of down do, if no threads help beside those that encode."""
-    path = tmp_path / "moments.safetensors"
-    moments = {
-        "0.in.moments": torch.zeros(WIDTH, WIDTH),
-        "0.mid.moments": torch.zeros(OUT),
-        "0.routed": torch.tensor([9] * EXPERTS),
-    }
-    write_calibration(path, "0" * 64, 36, moments)
+    path = moments_in(tmp_path)
     groups = list(open_checkpoint(mixtral_of(tmp_path / "model")).groups())
     for group in groups:
         found = [told(group, Quantized(bits=2), threads, path) for threads in (1, 2, 16)]
