@@ -330,7 +330,7 @@ class _OfBytes(_Search):
         steps = (point.over + AIM) / gained if gained * point.over > 0 else LONGEST
         line = point.at + min(steps, LONGEST) * (point.at - before.at)
         farther = max(after, line) if point.over > 0 else min(after, line)
-        return min(max(farther, FINEST), COARSEST)
+        return _apart(min(max(farther, FINEST), COARSEST))
 
     def _between(self, over: _Point, within: _Point, after: float) -> float:
         """As levels tell, if they do not contradict what was seen."""
@@ -338,8 +338,7 @@ class _OfBytes(_Search):
         return after if low < after < high else _on_the_line(over, within)
 
     def _aimed(self) -> float:
-        at = self._bytes.within(self._most * 2**-AIM)
-        return round(KNOBS_AN_OCTAVE * at) / KNOBS_AN_OCTAVE
+        return _apart(self._bytes.within(self._most * 2**-AIM))
 
 
 class _OfKL(_Search):
@@ -379,6 +378,11 @@ class _OfKL(_Search):
         if self._slope is not None:
             octaves = 1.05 * abs(point.over) / self._slope + CLOSE
         return point.at - math.copysign(min(octaves, 8.0), point.over)
+
+
+def _apart(at: float) -> float:
+    """The nearest of the knobs that are told apart."""
+    return round(KNOBS_AN_OCTAVE * at) / KNOBS_AN_OCTAVE
 
 
 def _on_the_line(one: _Point, other: _Point) -> float:
