@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +77,14 @@ HEADER = (
 )
 
 
-def recipes(calibration: Path, knobs: list[float]) -> dict[str, dict[str, Any]]:
-    """Fields, by what they are called."""
-    usual = {"name": "base", "calibration": calibration}
+def recipes(knobs: list[float]) -> dict[str, dict[str, Any]]:
+    """Fields beside the usual calibration, by what they are called."""
     beside = {
         label: {"calibration": None, "base_codec": BASE_OF_4_BITS, "rules": [rule]}
         for label, rule in BESIDE_4_BITS.items()
     }
-    found = {label: {**usual, **fields} for label, fields in {**FIXED, **beside}.items()}
-    for knob in knobs:
-        budget = {"version": 2, "budget": {"knob": knob}}
-        found[f"one knob, {knob:g}"] = {**usual, **budget}
-    return found
+    of_knobs = {f"one knob, {knob:g}": {"version": 2, "budget": {"knob": knob}} for knob in knobs}
+    return {**FIXED, **beside, **of_knobs}
 
 
 def measure(known: KnownModel, reference: Reference, recipe: Recipe) -> dict[str, Any]:
@@ -105,19 +102,22 @@ def measure(known: KnownModel, reference: Reference, recipe: Recipe) -> dict[str
     }
 
 
-def table(known: KnownModel, options: argparse.Namespace) -> None:
+def table(parser: argparse.ArgumentParser, known: KnownModel, options: argparse.Namespace) -> None:
     """One model's lines, each printed as soon as it is known."""
+    all_recipes, words = recipes(options.knobs), options.recipes or [""]
+    chosen = {label: all_recipes[label] for label in all_recipes if any(w in label for w in words)}
+    if not chosen:
+        parser.error(f"no recipe has such a word in its name; names are: {'; '.join(all_recipes)}")
     reference, calibration = known.reference(), known.calibration()
     done = Remembered(options.work / "base-errors.jsonl")
     print(f"calibrated on {options.calibration_tokens} tokens, read on {options.tokens}")
     print(HEADER)
-    for label, fields in recipes(calibration, options.knobs).items():
-        if options.recipes and not any(word in label for word in options.recipes):
-            continue
+    usual = {"name": "base", "calibration": calibration}
+    for label, fields in chosen.items():
         baseline: dict[str, Any] | None = None
         for error in ("absorbed", "shared"):
-            recipe = Recipe.model_validate({**fields, "base_error": error})
-            key = [*known.key, label, error]
+            recipe = Recipe.model_validate({**usual, **fields, "base_error": error})
+            key = [*known.key, recipe.public().model_dump(mode="json")]
             measured = done.measured(key, measure, known, reference, recipe)
             baseline = baseline or measured
             print(line(label, error, measured, baseline), flush=True)
@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--knobs", nargs="+", type=float, default=[3e-5, 3e-4, 3e-3])
     parser.add_argument("--recipes", nargs="+", help="words of the names of those to measure")
-    run(parser, table)
+    run(parser, partial(table, parser))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def decimals(number: float, digits: int) -> int:
 
 def digits_written(number: float, least: int = 3) -> int:
     """How many significant digits a number has as a person wrote it, so that it is shown with all
-    of them: 4 for 12.55."""
+    of them: 4 for 12.55; MOST_WRITTEN at most."""
     mantissa = f"{abs(number):.{MOST_WRITTEN - 1}e}".split("e")[0]
     return max(len(mantissa.replace(".", "").rstrip("0")), least)
 

@@ -68,8 +68,9 @@ def plan(
     chosen = load_recipe(recipe)
     source = open_checkpoint(checkpoint)
     knob, foretold = dict[str, float](), None
+    with_lossless = predict or not (whole or as_json)
     if chosen.budget is not None:
-        found = _settled(chosen, source, settle, hidden=as_json, with_lossless=predict or not whole)
+        found = _settled(chosen, source, settle, hidden=as_json, with_lossless=with_lossless)
         planned, knob, foretold = found.plan, {"knob": found.knob}, found.told
     elif settle is not None:
         raise RecipeError(f"{chosen.name} has no budget that could be settled; leave --settle out")
@@ -90,7 +91,7 @@ def plan(
                 source,
                 progress=progress,
                 sample=sample,
-                with_lossless=predict or not whole,
+                with_lossless=with_lossless,
             )
     how = "" if whole else ", by a sample (--whole tells the last byte)"
     if foretold is not None and (predict or whole):
@@ -171,7 +172,8 @@ def _settled(
         if aside is not None:
             write_text(aside, result.recipe.to_yaml())
     if not hidden:
-        print_line(f"budget of {budget.label}: knob {number_text(result.knob, 4)}")
+        found = "" if budget.knob is not None else f": knob {number_text(result.knob, 4)}"
+        print_line(f"budget of {budget.label}{found}")
     return result
 
 

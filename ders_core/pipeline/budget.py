@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Lossless
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CodecError, RecipeError
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.pipeline.calibration import Calibration
@@ -45,11 +45,14 @@ MOST_JUDGED = 6
 """Knobs that are judged so."""
 
 MOST_TRIED = 16
-"""Knobs of which KL is foretold by a small sample, without making up for errors: that needs no
-moments of inputs and far less time."""
+"""Knobs that are tried first for a budget of KL: each is foretold by a small sample, without making
+up for errors, in far less time."""
 
 FIRST = 2.0**-16
 """The knob that is looked at first; its unit is √(nats a token)."""
+
+LONGEST = 4.0
+"""Times the last step, at most, that a step is where all knobs were on the same side."""
 
 KNOBS_AN_OCTAVE = 1 << 12
 """Knobs that are told apart: sums of logarithms are not the same to their last bit on every
@@ -162,8 +165,8 @@ def with_knob(
 @dataclass(frozen=True)
 class _Point:
     """A knob that was tried. at: its logarithm to base 2. over: by how many octaves it is above
-    what the budget allows; negative where it is within. settled: what came of it, if it was judged.
-    weight: of `over` in false position."""
+    what the budget allows; negative where it is within. settled: with what a sample foretells; None
+    if its steps are finer than can be told. weight: of `over` in false position."""
 
     at: float
     over: float
@@ -180,8 +183,8 @@ class _Point:
 
 
 class _Search(ABC):
-    """Looks for the knob that comes nearest to the budget from within: first by small samples,
-    without making up for errors, then from there by larger ones, as it will be encoded."""
+    """Looks for the knob that comes nearest to the budget from within: from where `_first` says, by
+    samples that are encoded as the output will be."""
 
     coarser: ClassVar[int]
     """1 if a coarser knob takes less of the budget, −1 if a finer one does."""
@@ -196,7 +199,7 @@ class _Search(ABC):
         with_lossless: bool,
     ) -> None:
         self._recipe, self._unknown, self._checkpoint = recipe, unknown, checkpoint
-        self._budget, self._progress = budget, progress
+        self._budget, self._meter = budget, Meter(MOST_JUDGED, progress)
         self._with_lossless = with_lossless
         self._least = math.inf  # bytes
 
@@ -231,7 +234,8 @@ class _Search(ABC):
         over: _Point | None = None
         within: _Point | None = None
         while len(asked) < most and FINEST <= at <= COARSEST:
-            self._progress(len(asked), most, f"trying knob {number_text(2**at)}")
+            self._meter.total = most
+            self._meter.at(len(asked), f"trying knob {number_text(2**at)}")
             point = ask(at)
             asked.append(point)
             if point.meets:
@@ -277,8 +281,8 @@ class _Search(ABC):
                 "without loss (preset lossless-whole)"
             )
         return (
-            f"no knob meets the budget of {label}: what is not coded by it takes "
-            f"{bytes_text(self._least)} at least; give a larger one, or fewer rules beside it"
+            f"no knob that was tried meets the budget of {label}: with each the output takes "
+            f"{bytes_text(self._least)} or more; give a larger one, or fewer rules beside it"
         )
 
 
@@ -297,8 +301,7 @@ class _OfBytes(_Search):
             )
             for knob in (FIRST, 2 * FIRST)
         )
-        self._progress(0, MOST_JUDGED, "counting levels")
-        self._bytes = KnobBytes(plain, doubled, at, self._checkpoint)
+        self._bytes = KnobBytes(plain, doubled, at, self._checkpoint, self._meter)
         return self._aimed()
 
     @property
@@ -315,7 +318,19 @@ class _OfBytes(_Search):
             return self._bytes.finest if self._bytes.finest > at else at + 1
         self._bytes.correct(at, settled.told.bytes_after)
         after = self._aimed()
-        return after if after != at else math.inf  # no other one comes nearer
+        return self._farther(asked, after) if after != at else math.inf  # no other one is nearer
+
+    def _farther(self, asked: list[_Point], after: float) -> float:
+        """Where all knobs were on one side: as far as the line through the last two tells, if
+        `after` is less far. Levels are too steep where bytes follow the knob less than they do."""
+        if len(asked) < 2 or len({point.over > 0 for point in asked}) > 1:
+            return after
+        before, point = asked[-2:]
+        gained = before.over - point.over
+        steps = (point.over + AIM) / gained if gained * point.over > 0 else LONGEST
+        line = point.at + min(steps, LONGEST) * (point.at - before.at)
+        farther = max(after, line) if point.over > 0 else min(after, line)
+        return _apart(min(max(farther, FINEST), COARSEST))
 
     def _between(self, over: _Point, within: _Point, after: float) -> float:
         """As levels tell, if they do not contradict what was seen."""
@@ -323,8 +338,7 @@ class _OfBytes(_Search):
         return after if low < after < high else _on_the_line(over, within)
 
     def _aimed(self) -> float:
-        at = self._bytes.within(self._most * 2**-AIM)
-        return round(KNOBS_AN_OCTAVE * at) / KNOBS_AN_OCTAVE
+        return _apart(self._bytes.within(self._most * 2**-AIM))
 
 
 class _OfKL(_Search):
@@ -364,6 +378,11 @@ class _OfKL(_Search):
         if self._slope is not None:
             octaves = 1.05 * abs(point.over) / self._slope + CLOSE
         return point.at - math.copysign(min(octaves, 8.0), point.over)
+
+
+def _apart(at: float) -> float:
+    """The nearest of the knobs that are told apart."""
+    return round(KNOBS_AN_OCTAVE * at) / KNOBS_AN_OCTAVE
 
 
 def _on_the_line(one: _Point, other: _Point) -> float:

@@ -156,7 +156,7 @@ def forecast(
         group = checkpoint.group(*entry.key, recipe.extended)
         if entry.codec.keeps:
             group_told = _kept(entry)
-        elif recipe.base.files or not _can_be_sampled(entry):
+        elif recipe.base.files or not entry.can_be_sampled:
             label = entry.codec.label
             group_told = ForecastEntry(*entry.key, label, "", entry.bytes_after, None, None, None)
             exact &= entry.exact
@@ -251,11 +251,6 @@ def _kept(entry: PlanEntry) -> ForecastEntry:
     return ForecastEntry(
         *entry.key, KEPT, BASELESS, entry.bytes_after, 1.0, 0.0, 0.0, effective_gain=1.0
     )
-
-
-def _can_be_sampled(entry: PlanEntry) -> bool:
-    by_rows = all(codec.acts_by_rows for codec in entry.codec.codecs)
-    return by_rows and (entry.base is None or entry.base.codec.acts_by_rows)
 
 
 @dataclass(frozen=True)

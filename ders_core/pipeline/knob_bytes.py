@@ -16,6 +16,7 @@ from ders_core.checkpoint import Checkpoint, MatrixStack, OtherTensor
 from ders_core.codecs import Codec, EncodeContext, Entropy
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.compute.pools import in_order
+from ders_core.compute.progress import Meter
 from ders_core.compute.threads import in_this_mode, one_thread, one_thread_each, threads_for
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import without_base
@@ -23,9 +24,10 @@ from ders_core.errors import CodecError
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encoder import members_of
-from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
+from ders_core.pipeline.knowledge import group_curvatures, tensor_curvatures
 from ders_core.pipeline.plan import OtherEntry, Plan, PlanEntry, stack_of
 from ders_core.pipeline.sampling import SAMPLE, Rows
+from ders_core.units import number_text
 
 PER_OCTAVE = 8
 """Knobs for which levels are counted; between them bytes are interpolated."""
@@ -73,13 +75,17 @@ class KnobBytes:
 
     Reads the sample at once. plan, doubled: by a knob, the same for all, and by twice that; what is
     alike in both takes as much with any. No errors are made up for in them. at: the knob's
-    logarithm to base 2.
+    logarithm to base 2. meter: told what is read, and for which knob levels are counted; may raise
+    to stop.
     """
 
-    def __init__(self, plan: Plan, doubled: Plan, at: float, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, plan: Plan, doubled: Plan, at: float, checkpoint: Checkpoint, meter: Meter
+    ) -> None:
         checkpoint.store.hold()
         with one_thread(), torch.inference_mode():  # sums as of `forecast`
-            self._sample = list(_sampled(plan, doubled, checkpoint))
+            self._sample = list(_sampled(plan, doubled, checkpoint, meter))
+        self._meter = meter
         self._zero, self._at = at, at
         self._counted = dict[int, float]()  # at 2^(n / PER_OCTAVE); infinite: too fine
         self._per_octave = sum(each.entries for each in self._sample) / 8  # where steps are fine
@@ -88,7 +94,7 @@ class KnobBytes:
 
     def correct(self, at: float, taken: float) -> None:
         """Learn what the whole output takes by a knob: from there bytes go as levels tell."""
-        self._at, told = at, self._between(at)
+        self._at, told = at, self._levels_at(at)
         if math.isfinite(told) and told > 0:
             ratio = (taken - self._beside) / told
             self._ratio = min(max(ratio, LEAST_RATIO), 1 / LEAST_RATIO)
@@ -131,7 +137,7 @@ class KnobBytes:
         """Bytes of the whole output with the knob of a number."""
         return self._beside + self._ratio * self._levels(number)
 
-    def _between(self, at: float) -> float:
+    def _levels_at(self, at: float) -> float:
         """What levels tell of any knob."""
         place = PER_OCTAVE * at
         first = math.floor(place)
@@ -159,14 +165,16 @@ class KnobBytes:
         beyond = max(n for n, counted in self._counted.items() if n < finest)
         while finest - beyond > 1:
             middle = (finest + beyond) // 2
-            is_fine = self._known(middle) == math.inf
-            finest, beyond = (finest, middle) if is_fine else (middle, beyond)
+            is_too_fine = self._known(middle) == math.inf
+            finest, beyond = (finest, middle) if is_too_fine else (middle, beyond)
         return finest
 
     def _known(self, number: int) -> float:
         """What is counted for a number, once; infinite if the knob is too fine."""
         if number not in self._counted:
-            self._counted[number] = self._count(2 ** (number / PER_OCTAVE - self._zero))
+            at = number / PER_OCTAVE
+            self._meter.report(f"counting levels for knob {number_text(2**at)}")
+            self._counted[number] = self._count(2 ** (at - self._zero))
         return self._counted[number]
 
     def _count(self, factor: float) -> float:
@@ -189,17 +197,21 @@ class KnobBytes:
             return math.inf
 
 
-def _sampled(plan: Plan, doubled: Plan, checkpoint: Checkpoint) -> Iterator[SampledLevels]:
-    """What is coded otherwise in the second plan, and can be sampled."""
+def _sampled(
+    plan: Plan, doubled: Plan, checkpoint: Checkpoint, meter: Meter
+) -> Iterator[SampledLevels]:
+    """What is coded otherwise in the second plan, and what `forecast` encodes a sample of."""
     recipe = plan.recipe
     assert recipe.calibration is not None, "a knob needs one"
     calibration = Calibration.open(recipe.calibration)
     if not recipe.base.files:
         for entry, other in zip(plan.entries, doubled.entries, strict=True):
-            if entry.codec != other.codec or entry.base != other.base:
+            if entry.can_be_sampled and (entry.codec, entry.base) != (other.codec, other.base):
+                meter.report(f"reading layer {entry.layer}, {entry.projection}")
                 yield from _of_group(entry, other, checkpoint, plan, calibration)
     for coded, again in zip(plan.others, doubled.others, strict=True):
         if coded.codec != again.codec:
+            meter.report(f"reading {coded.name}")
             yield from _of_tensor(coded, checkpoint, plan, calibration)
 
 
@@ -214,7 +226,7 @@ def _of_group(
     recipe = plan.recipe
     group = checkpoint.group(*entry.key, recipe.extended)
     rows = Rows.of(group, SAMPLE)
-    known = group_knowledge(group, calibration).of_rows(rows.pieces, rows.share)
+    known = group_curvatures(group, calibration).of_rows(rows.pieces, rows.share)
     context = BaseContext("cpu", calibration.tokens_per_expert)
     some = recipe.base.decompositions(group.of_rows(rows.pieces), context)
     _, decomposition = next(iter(some))
@@ -243,7 +255,7 @@ def _of_tensor(
     recipe = plan.recipe
     stack = cast(OtherTensor, stack_of(checkpoint, recipe, coded.key))
     rows = Rows.of(stack, SAMPLE)
-    known = tensor_knowledge(stack, calibration).of_rows(rows.pieces, rows.share)
+    known = tensor_curvatures(stack, calibration).of_rows(rows.pieces, rows.share)
     decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
     each = stack.shape[0] / len(rows.chosen)
     most = each * _most(coded.codec, stack)

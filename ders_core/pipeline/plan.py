@@ -59,6 +59,12 @@ class PlanEntry:
         """Layer and projection."""
         return self.layer, self.projection
 
+    @property
+    def can_be_sampled(self) -> bool:
+        """Whether all its codecs act on rows, so that some of them tell of all."""
+        by_rows = all(codec.acts_by_rows for codec in self.codec.codecs)
+        return by_rows and (self.base is None or self.base.codec.acts_by_rows)
+
 
 @dataclass(frozen=True)
 class OtherEntry:
@@ -126,7 +132,6 @@ class Plan:
     def loses(self) -> bool:
         """Whether what is coded may come back otherwise."""
         codecs = [codec for entry in self.entries for codec in entry.codec.codecs]
-        codecs += [entry.base.codec for entry in self.entries if entry.base and entry.packed]
         codecs += [other.codec for other in self.others]
         return not all(codec.lossless for codec in codecs)
 

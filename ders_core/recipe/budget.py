@@ -68,7 +68,7 @@ class Budget(BaseModel):
 
     @property
     def label(self) -> str:
-        """With all digits that were written."""
+        """With the digits that were written, up to 12."""
         ((name, value),) = self._plain().items()
         if name == "share":
             percent = 100 * value

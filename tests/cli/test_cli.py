@@ -39,7 +39,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, mixtral_dir: Path) -> Path:
         ("rules: [{codec: entropy, bits: 2}]", False, True),
         ("rules: [{codec: lossless}]", False, False),
         ("rules: [{codec: keep}]", True, False),
-        ("rules: [{codec: lossless}]\nbase_codec: {codec: quantized, bits: 4}", False, True),
+        ("rules: [{codec: lossless}]\nbase_codec: {codec: quantized, bits: 4}", False, False),
         ("rules: [{codec: keep}]\nothers: {codec: quantized, bits: 8}", True, True),
     ],
 )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.gradient_calibrations import with_gradients
+from support.budgets import asking
+from support.gradient_calibrations import of_everything
 from support.messages import raises_saying
 from support.shell import ders, error_of
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Entropy, Keep, Lossless
-from ders_core.errors import CheckpointError, CodecError, RecipeError
+from ders_core.errors import CheckpointError, RecipeError
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.budget import (
@@ -28,7 +27,6 @@ from ders_core.pipeline.budget import (
 )
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.forecast import Forecast, ForecastEntry, forecast
-from ders_core.pipeline.knob_bytes import SampledLevels
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
@@ -45,21 +43,9 @@ def unmeasured() -> str:
 def calibration(
     mixtral_dir: Path, unmeasured: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Of all matrices but one. Errors of the whole size of a weight cost several nats."""
-    source = open_checkpoint(mixtral_dir)
-    others = [
-        name
-        for name, other in source.others.items()
-        if other.kind in ("attention", "embedding", "head") and name != unmeasured
-    ]
     path = tmp_path_factory.mktemp("budget") / "c.safetensors"
-    with_gradients(source, path, cost=10.0, others=others)
+    of_everything(open_checkpoint(mixtral_dir), path, but=unmeasured)
     return path
-
-
-def asking(calibration: Path, budget: dict[str, Any], **fields: Any) -> Recipe:
-    data = {"version": 2, "name": "b", "seed": 5, "calibration": calibration, "budget": budget}
-    return Recipe.model_validate(data | fields)
 
 
 def test_a_share_is_met(mixtral_dir: Path, calibration: Path, tmp_path: Path) -> None:
@@ -79,62 +65,6 @@ def test_a_share_is_met(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
     assert again.told.exact
     assert again.told.bytes_after == written
     assert all(entry.bytes_lossless for entry in again.told.entries)
-
-
-def made_up(
-    monkeypatch: pytest.MonkeyPatch, source: Checkpoint, saved: float, finest: float
-) -> list[float]:
-    """Levels tell a bit an entry for each octave, but of no knob below 2^-8.1; the coder `saved`
-    times as much, of none below `finest`. Gets the shares that are judged."""
-    judged = list[float]()
-
-    def bits(knob: float) -> float:
-        return math.log2(1 + 2**-4 / knob)
-
-    def counted(levels: SampledLevels, factor: float) -> float:
-        assert levels.codec.knob is not None
-        knob = factor * levels.codec.knob
-        if knob < 2**-8.1:
-            raise CodecError("too fine")
-        return levels.entries * bits(knob) / 8
-
-    def told(plan: Plan, checkpoint: Any, *, sample: int, with_lossless: bool) -> Forecast:
-        (rule,) = plan.recipe.base_codec
-        assert isinstance(rule.codec, Entropy)
-        assert rule.codec.rounding == "compensated"
-        assert rule.codec.knob is not None
-        if rule.codec.knob < finest:
-            raise CodecError("too fine")
-        taken = bits(rule.codec.knob) / 16 * source.bytes_total * saved
-        judged.append(taken / source.bytes_total)
-        return Forecast((), round(taken), None)
-
-    monkeypatch.setattr("ders_core.pipeline.knob_bytes.SampledLevels.nbytes", counted)
-    monkeypatch.setattr("ders_core.pipeline.budget.forecast", told)
-    return judged
-
-
-@pytest.mark.parametrize("saved", [0.87, 1.1])
-def test_a_share_is_met_whatever_making_up_for_errors_saves(
-    mixtral_dir: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch, saved: float
-) -> None:
-    """Also where levels cannot tell of steps as fine."""
-    source = open_checkpoint(mixtral_dir)
-    judged = made_up(monkeypatch, source, saved, 0.0)
-    found = settled(asking(calibration, {"share": 0.26}), Budget(share=0.26), source)
-    assert found.told is not None
-    assert 0.985 * 0.26 <= found.told.bytes_after / source.bytes_total <= 0.26
-    assert len(judged) <= 3
-
-
-@pytest.mark.parametrize("finest", [2**-7.5, 2**-8.9])
-def test_a_share_that_would_take_too_fine_steps_gets_about_the_finest(
-    mixtral_dir: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch, finest: float
-) -> None:
-    source = open_checkpoint(mixtral_dir)
-    made_up(monkeypatch, source, 1.0, finest)
-    found = settled(asking(calibration, {"share": 0.9}), Budget(share=0.9), source)
-    assert 1 <= found.knob / finest < 2**0.25
 
 
 def test_a_run_that_misses_its_budget_says_so(
@@ -205,6 +135,7 @@ def test_steps_are_those_of_the_knob(mixtral_dir: Path, calibration: Path, tmp_p
     told = ders("plan", mixtral_dir, "--recipe", file).stdout
     assert f"exactly {report.bytes_after:,} bytes" in told, told
     assert "knob 0.00005," in told
+    assert "budget of knob 0.0000500" in told.splitlines()
     for entry in report.entries:  # exact experts do not have the error that their base has
         assert (entry.noise_cost == 0) == (entry.layer == 0)
     name = "lm_head.weight"
@@ -271,19 +202,19 @@ def test_a_plan_says_where_lossless_takes_less(
     assert "lossless would take about 6.0 MB less" in done.stdout, done.stdout
     assert "about 9.0 MB, by a sample" in done.stdout
     ders("plan", mixtral_dir, "--recipe", file, "--predict")
-    assert asked_of == []  # what was judged last is told, and not encoded again
+    assert asked_of == []  # what was foretold of the knob that was taken is told
     whole = ders("plan", mixtral_dir, "--recipe", file, "--whole").stdout
     assert samples[-1] >= source.bytes_total > 0
     assert "about 9.0 MB" in whole
     assert "sample" not in whole
     ders("plan", mixtral_dir, "--recipe", file, "--whole", "--predict")
     assert compared == [False, True]
-    assert asked_to == [True, True, False, True]
     for more in ((), ("--predict",)):
         found_in = json.loads(ders("plan", mixtral_dir, "--recipe", file, "--json", *more).stdout)
         assert (found_in["knob"], found_in["bytes_after"]) == (1e-4, 9_000_000)
         assert (found_in["exact"], found_in["predicted_kl"]) == (False, None)
     assert asked_of == [plan, plan]
+    assert asked_to == [True, True, False, True, False, True]  # JSON alone does not tell of it
     of_knob = Settled(chosen, 1e-4, plan, None)  # no sample was needed to find it
     monkeypatch.setattr("ders_core.pipeline.budget.settled", lambda *_, **__: of_knob)
     done = ders("plan", mixtral_dir, "--recipe", file)

@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.gradient_calibrations import with_gradients
+from support.gradient_calibrations import of_everything
 
 from ders_core.checkpoint import Checkpoint
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CodecError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.budget import FIRST, with_knob
 from ders_core.pipeline.forecast import forecast
-from ders_core.pipeline.knob_bytes import COARSEST, FINER, FINEST, PER_OCTAVE, KnobBytes
+from ders_core.pipeline.knob_bytes import (
+    COARSEST,
+    FINER,
+    FINEST,
+    PER_OCTAVE,
+    KnobBytes,
+    SampledLevels,
+)
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.recipe import Recipe
 
@@ -27,13 +35,8 @@ def source(mixtral_dir: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def calibration(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    names = [
-        name
-        for name, other in source.others.items()
-        if other.kind in ("attention", "embedding", "head")
-    ]
     path = tmp_path_factory.mktemp("levels") / "c.safetensors"
-    with_gradients(source, path, cost=10.0, others=names)
+    of_everything(source, path)
     return path
 
 
@@ -53,9 +56,11 @@ def taken(source: Checkpoint, calibration: Path) -> Callable[..., int]:
     return bytes_at
 
 
-def levels_of(source: Checkpoint, calibration: Path, **fields: Any) -> KnobBytes:
+def levels_of(
+    source: Checkpoint, calibration: Path, progress: Progress = quiet, **fields: Any
+) -> KnobBytes:
     plans = [plan_of(source, calibration, knob, **fields) for knob in (FIRST, 2 * FIRST)]
-    return KnobBytes(plans[0], plans[1], math.log2(FIRST), source)
+    return KnobBytes(plans[0], plans[1], math.log2(FIRST), source, Meter(6, progress))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +74,64 @@ def test_they_tell_what_the_coder_takes(
     for at, rel in ((-13.1, 0.005), (-9.6, 0.02), (-6.3, 0.05)):  # tables are told less well
         most = taken(at, **fields)
         assert taken(levels.within(most), **fields) == pytest.approx(most, rel=rel)
+
+
+def test_some_rows_and_experts_tell_of_all(
+    qwen2_moe_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here of 16 rows each, of 40 or 64 in four of six experts."""
+    monkeypatch.setattr("ders_core.pipeline.knob_bytes.SAMPLE", 1 << 10)
+    source = open_checkpoint(qwen2_moe_dir)
+    of_everything(source, tmp_path / "c.safetensors")
+    levels = levels_of(source, tmp_path / "c.safetensors")
+    for at in (-13.1, -9.6):
+        most = forecast(plan_of(source, tmp_path / "c.safetensors", 2**at), source).bytes_after
+        assert levels.within(most) == pytest.approx(at, abs=0.2)
+
+
+def test_experts_that_no_sample_tells_are_left_out(
+    source: Checkpoint, calibration: Path, taken: Callable[..., int]
+) -> None:
+    """As a forecast leaves them out: what is told of them is the same with any knob."""
+    rank = {"layers": 0, "experts": 0, "codec": "lowrank", "rank": 8}
+    of_bases = {"projections": "down", "codec": "lowrank", "rank": 8}
+    fields: dict[str, Any] = {"rules": [rank], "base_codec": [of_bases]}
+    levels = levels_of(source, calibration, **fields)
+    most = taken(-9.6, **fields)
+    assert taken(levels.within(most), **fields) == pytest.approx(most, rel=0.005)
+
+
+def test_inputs_are_not_held(
+    source: Checkpoint, calibration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their second moments, which make up for errors, would take gigabytes of a large model."""
+    moments = list[Any]()
+
+    def counted(levels: SampledLevels, _factor: float) -> float:
+        assert levels.context.curvature is not None
+        moments.append(levels.context.moments)
+        return levels.entries
+
+    monkeypatch.setattr(SampledLevels, "nbytes", counted)
+    levels_of(source, calibration).within(10**6)
+    assert set(moments) == {None}
+
+
+def test_it_says_what_it_does_and_can_be_stopped(source: Checkpoint, calibration: Path) -> None:
+    said = list[str]()
+
+    def progress(done: int, total: int, message: str) -> None:
+        assert (done, total) == (0, 6)
+        said.append(message)
+        if "counting" in message:
+            raise InterruptedError
+
+    levels = levels_of(source, calibration, progress)
+    assert len(said) == len(source.groups()) + 10  # attention of two layers, embeddings, output
+    assert f"reading layer 1, {source.groups()[-1].projection}" in said
+    with pytest.raises(InterruptedError):
+        levels.within(10**6)
+    assert "knob" in said[-1]
 
 
 def test_what_one_knob_took_corrects_others(
@@ -90,14 +153,17 @@ def test_what_one_knob_took_corrects_others(
         assert taken(levels.within(most), **fields) == pytest.approx(most, rel=0.01)
 
 
-def test_what_none_takes(source: Checkpoint, calibration: Path) -> None:
+def test_what_none_takes(source: Checkpoint, calibration: Path, taken: Callable[..., int]) -> None:
     """The coarsest of all knobs is told where none takes as little; the finest where all do, if it
     is not too fine."""
     levels = levels_of(source, calibration)
     assert levels.within(1) == COARSEST
-    assert levels.within(10**12) > FINEST
+    finest = levels.within(10**12)
+    assert levels.finest - finest == pytest.approx(FINER, abs=1 / PER_OCTAVE)
+    with pytest.raises(CodecError):
+        taken(finest)
     plan = plan_of(source, calibration, FIRST)
-    same = KnobBytes(plan, plan, math.log2(FIRST), source)  # nothing follows the knob
+    same = KnobBytes(plan, plan, math.log2(FIRST), source, Meter())  # nothing follows the knob
     assert same.within(10**12) == FINEST
     assert same.within(1) == COARSEST
 

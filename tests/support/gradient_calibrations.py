@@ -10,8 +10,19 @@ import torch
 from ders_core.checkpoint import Checkpoint
 from ders_core.pipeline.calibration import SIDES, Calibration, write_calibration
 from ders_core.pipeline.others import OtherNotes
+from ders_core.recipe.rule import USUAL_KINDS
 
 WINDOWS, TOKENS = 6, 300
+
+
+def of_everything(checkpoint: Checkpoint, path: Path, but: str = "") -> Calibration:
+    """Of all matrices `but` one. Errors of the whole size of a weight cost several nats."""
+    others = [
+        name
+        for name, other in checkpoint.others.items()
+        if other.kind in USUAL_KINDS and name != but
+    ]
+    return with_gradients(checkpoint, path, cost=10.0, others=others)
 
 
 def with_gradients(
