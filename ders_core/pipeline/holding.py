@@ -18,6 +18,9 @@ MOST_BYTES = 1_130_000_000
 torch, compiled loops and what the allocator keeps, up to 490 MB, a process stays within about
 1.6 GB, as its tasks follow one another. All eight experts of Mixtral's size fit."""
 
+KEPT_BYTES = 64_000_000
+"""What the allocator keeps of the memory of a thread that is done with its last expert."""
+
 
 def holding_of(
     group: ExpertGroup, recipe: Recipe, codec: GroupCodec, device: str
@@ -76,8 +79,8 @@ def left_free(
     `Decomposition.each`."""
     experts, out, width = group.shape
     matrix, working = out * width * group.dtype.itemsize, min(threads, unfinished)
-    idle = max((threads - working) * holding.beside - working * holding.helping, 0)
+    idle = (threads - working) * (holding.beside - KEPT_BYTES) - working * holding.helping
     buffers = min(threads + 1, experts - holding.count)
     # one thread keeps its buffers until all experts are encoded
     finished = buffers - min(buffers, unfinished) if threads > 1 else 0
-    return min(idle + finished * matrix, next_holding.count * matrix - next_holding.ahead)
+    return min(max(idle, 0) + finished * matrix, next_holding.count * matrix - next_holding.ahead)
