@@ -31,7 +31,7 @@ from ders_core.codecs.fitting.rounding import (
 from ders_core.codecs.fitting.samples import magnitudes
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
-from ders_core.compute.kernels import grouping
+from ders_core.compute.kernels import differences, grouping
 from ders_core.compute.kernels.multiples import BLOCK
 from ders_core.compute.pieces import pieces
 
@@ -123,6 +123,18 @@ def test_magnitudes_of_each_nth(sensitive: bool, stride: int, dtype: torch.dtype
     delta = weight.float() - base.float()
     scaled = delta if steps is None else steps.divided(delta)
     assert largest == float(scaled.view(-1)[::stride].abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("begin", "end"), [(0, 61), (7, 40), (60, 61), (5, 5)])
+def test_some_columns_of_a_difference(dtype: torch.dtype, begin: int, end: int) -> None:
+    weight, base = gauss((29, 61), 1).to(dtype), gauss((29, 61), 2).to(dtype)
+    weight[3] = base[3] = -0.0
+    tile = np.full((29, end - begin), 9, dtype=np.float32)
+    of_loops = kernels.bits(weight), kernels.bits(base), kernels.kind_of(dtype)
+    differences.subtract_columns(*of_loops, begin, tile)
+    wanted = weight.float()[:, begin:end] - base.float()[:, begin:end]
+    assert np.array_equal(tile.view(np.uint32), wanted.contiguous().numpy().view(np.uint32))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

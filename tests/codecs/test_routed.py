@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.codec_support import gauss
 
 from ders_core.codecs import Chain, DeltaCodec, EncodeContext, LowRank, Quantized, Sparse
-from ders_core.codecs.fitting.stored_products import add_products
+from ders_core.codecs.fitting.stored_products import FEW_TOKENS, StoredMatrix, add_products
 from ders_core.codecs.routed import CodedExperts, Routes
 from ders_core.codecs.testing.inputs import gaussian
 
@@ -117,3 +118,18 @@ def test_what_is_no_such_form_has_no_such_products(
     parts = codec.encode(gaussian(shape, 3), context)
     stacked = {name: part.unsqueeze(0) for name, part in parts.items()}
     assert codec.routed(CodedExperts(stacked, shape, [context])) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, FEW_TOKENS, FEW_TOKENS + 1])
+def test_a_stored_matrix_is_added_for_all_tokens(tokens: int, dtype: torch.dtype) -> None:
+    """To some columns, and to no others; loops in bfloat16 up to a few tokens."""
+    out, width = 90, 256
+    weights, x = gauss((out, width), 1).to(dtype), gauss((tokens, width), 2).numpy()
+    before = gauss((tokens, out + 5), 3).numpy()
+    y = before.copy()
+    StoredMatrix(weights).add(x, y, 3)
+    wanted = before.astype(np.float64)
+    wanted[:, 3 : 3 + out] += x.astype(np.float64) @ weights.double().numpy().T
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    assert np.array_equal(y[:, [0, 1, 2, -2, -1]], before[:, [0, 1, 2, -2, -1]])
