@@ -19,14 +19,13 @@ SHOWN["a calibration"] = "![x](evil.test/y)"
 
 
 def test_hostile_recipes(app: AppTest, workspace: Workspace, moe: Path) -> None:
-    """One after another, the recipe with a budget last: it becomes the current one."""
+    """One after another. None of them becomes the current one: a calibration must lie in the allowed
+    folders."""
     opened(app.run(), moe)
     on(app, "recipe")
     for what, text in RECIPES.items():
         app.text_area(key="recipe_yaml").set_value(text)
         app.button(key="yaml_apply").click().run()
-        if "budget" in text:
-            app.button(key="budget_settle").click().run()
         assert not app.exception, what
         assert len(app.error) == 1, what
         error = app.error[0].value
@@ -34,4 +33,4 @@ def test_hostile_recipes(app: AppTest, workspace: Workspace, moe: Path) -> None:
         assert "\n" not in error, what
         assert "http://" not in error, what
         assert plain(SHOWN.get(what, "")) in error, what
-        assert app.text_area(key="recipe_yaml").value == text or "budget" in text, what
+        assert app.text_area(key="recipe_yaml").value == text, what

@@ -259,6 +259,7 @@ def text_of(page: Page, name: str) -> str:
         re.compile(rf"/{name.lower() if name != 'Checkpoint' else ''}(\?.*)?$")
     )
     settled(page)
+    expect(page.locator("[data-waits]")).to_have_count(0)  # hidden until their code is there
     fields: list[str] = page.locator("input").evaluate_all("all => all.map(one => one.value)")
     return " ".join([page.locator("body").inner_text(), *fields]).replace("\n", " ")
 
