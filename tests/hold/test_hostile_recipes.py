@@ -19,8 +19,8 @@ SHOWN["a calibration"] = "![x](evil.test/y)"
 
 
 def test_hostile_recipes(app: AppTest, workspace: Workspace, moe: Path) -> None:
-    """One after another. None of them becomes the current one: a calibration must lie in the allowed
-    folders."""
+    """One after another. None of them becomes the current one: a calibration must lie in the
+    allowed folders."""
     opened(app.run(), moe)
     on(app, "recipe")
     for what, text in RECIPES.items():
