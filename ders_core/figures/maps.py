@@ -17,6 +17,7 @@ from ders_core.figures.style import (
     SEQUENTIAL,
     expert_colour,
     finish,
+    label_step,
     logs,
     percent,
     power_ticks,
@@ -29,7 +30,9 @@ Metric = Literal["one_minus_cos", "norm_ratio"]
 CELL, AROUND, MOST_HEIGHT = 26.0, 120, 900
 """Of a map of the model, px: a layer, all that is above and below, and the whole."""
 PARTED = 12.0
-"""Px of a cell from which on wide gaps leave enough of it."""
+"""Px of a cell from which on wide gaps leave enough of it, and a number has room in it."""
+MOST_DOTTED = 48
+"""Layers whose dots on a line can be told apart."""
 
 
 def cell_height(layers: int) -> float:
@@ -81,6 +84,7 @@ def model_map(
         title, label, bar = "‖Δ‖ / ‖W_base‖", "‖Δ‖/‖W‖", {}
         largest = float(np.nanmax(every))
         low, high = widened(float(np.nanmin(every)), largest, LEAST_SPAN * (largest or 1.0))
+    cell = cell_height(len(raw.index))
     figure = go.Figure(
         go.Heatmap(
             z=shown,
@@ -93,17 +97,23 @@ def model_map(
             colorbar={"title": {"text": label}, "thickness": 12, **bar},
             hovertemplate="%{y}, %{x}<br>" + label + " = %{customdata:.3g}<extra></extra>",
             xgap=2,
-            ygap=2 if cell_height(len(raw.index)) >= PARTED else 1,
+            ygap=2 if cell >= PARTED else 1,
         )
     )
     figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    cell = cell_height(len(raw.index))
+    _name_layers(figure, len(raw.index))
     clickable(figure, size=min(18.0, 0.7 * cell))
     if chosen is not None:
         layer, projection = chosen
         _frame(figure, list(raw.columns).index(projection), list(raw.index).index(layer))
     return finish(figure, title, height=map_height(len(raw.index)))
+
+
+def _name_layers(figure: go.Figure, layers: int) -> None:
+    """Rows of a map from the top, with as many names as can be read."""
+    figure.update_yaxes(
+        autorange="reversed", type="category", showgrid=False, dtick=label_step(layers)
+    )
 
 
 def _frame(figure: go.Figure, column: int, row: int) -> None:
@@ -133,6 +143,7 @@ def norm_bars(
             hovertemplate="%{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra></extra>",
         )
     )
+    figure.update_xaxes(dtick=label_step(len(names)))
     figure.update_yaxes(title_text="‖Δ‖ / ‖W_base‖", rangemode="tozero")
     if chosen is not None:
         figure.add_scatter(
@@ -165,7 +176,7 @@ def norm_ratio_over_depth(analysis: Analysis) -> go.Figure:
             x=rows["layer"],
             y=rows["norm_ratio"],
             name=str(projection),
-            mode="lines+markers",
+            mode="lines+markers" if len(rows) <= MOST_DOTTED else "lines",
             line_color=PROJECTION_COLOURS.get(str(projection)),
             hovertemplate="%{fullData.name}, layer %{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra></extra>",
         )
@@ -213,6 +224,7 @@ def rank_map(analysis: Analysis, energy: float = 0.95) -> go.Figure:
         index=analysis.groups.index,
     )
     grid = _grid(analysis, ranks)
+    has_room = cell_height(len(grid.index)) >= PARTED
     figure = go.Figure(
         go.Heatmap(
             z=grid.to_numpy(),
@@ -220,13 +232,13 @@ def rank_map(analysis: Analysis, energy: float = 0.95) -> go.Figure:
             y=[f"layer {layer}" for layer in grid.index],
             colorscale=SEQUENTIAL,
             colorbar={"title": {"text": "rank"}, "thickness": 12},
-            texttemplate="%{z}",
+            texttemplate="%{z}" if has_room else None,
             hovertemplate="%{y}, %{x}<br>rank %{z}<extra></extra>",
             xgap=2,
-            ygap=2,
+            ygap=2 if has_room else 1,
         )
     )
     figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    _name_layers(figure, len(grid.index))
     height = max(300, map_height(len(grid.index)))
     return finish(figure, f"Rank that keeps {100 * energy:g} % of the energy", height=height)

@@ -19,6 +19,7 @@ from ders_core.figures.style import (
     SEQUENTIAL,
     expert_colour,
     finish,
+    label_step,
     logs,
     power_ticks,
     widened,
@@ -30,7 +31,7 @@ Range = Literal["all layers", "this layer"]
 MOST_PARTED = 32
 """Experts beyond which the gaps between cells would hide the cells."""
 MOST_NUMBERED = 24
-"""Sets that have room for their numbers; experts that have room for their names."""
+"""Sets that have room for their numbers."""
 MOST_TOLD = 6
 """Experts of a branch that are named where the pointer is."""
 MOST_TICKS = 3
@@ -68,7 +69,7 @@ def similarity_heatmap(
         low, high = _range(analysis, beside, apart, colours)
         figure = _of_experts(apart, low, high, y=list(range(len(names))), **common)
         _name_rows(figure, names)
-    figure.update_xaxes(showgrid=False)
+    figure.update_xaxes(showgrid=False, dtick=label_step(len(names)))
     clickable(figure)
     if kind == "experts" and tree.joins:
         _draw_tree(figure, tree, low, high)
@@ -134,7 +135,7 @@ def _name_rows(figure: go.Figure, names: Sequence[str]) -> None:
     figure.update_yaxes(
         range=[len(names) - 0.5, -0.5],
         tick0=0,
-        dtick=-(-len(names) // MOST_NUMBERED),
+        dtick=label_step(len(names)),
         labelalias={str(row): name for row, name in enumerate(names)},
         showgrid=False,
         zeroline=False,
@@ -160,14 +161,15 @@ def _draw_tree(figure: go.Figure, tree: ExpertTree, low: float, high: float) -> 
     common = {"xaxis": "x2", "yaxis": "y", "showlegend": False}
     figure.add_scatter(x=across, y=down, mode="lines", line=line, hoverinfo="skip", **common)
     joints = [places[join.left + join.right] for join in tree.joins]
-    marker = {"color": MEAN, "size": 5}
+    look: dict[str, Any] = {"mode": "markers", "marker": {"color": MEAN, "size": 5}}
+    if len(tree.order) > MOST_PARTED:  # a dot takes the browser as long as all lines together
+        look = {"mode": "lines", "line_width": 0}
     figure.add_scatter(
         x=[out for out, _ in joints],
         y=[row for _, row in joints],
         text=[f"{_told(join.left)}<br>and {_told(join.right)}" for join in tree.joins],
         customdata=[join.apart for join in tree.joins],
-        mode="markers",
-        marker=marker,
+        **look,
         unselected={"marker": {"opacity": 1}},
         hovertemplate="%{text}<br>mean 1 − cos = %{customdata:.3e}<extra></extra>",
         **common,

@@ -43,6 +43,8 @@ LEAST_SPAN = 0.1
 differences do not deserve contrasting colours."""
 FLOOR = 1e-12
 """Where 1 − cos is 0 its logarithm stops here."""
+MOST_LABELS = 24
+"""Names along an axis: more are hard to read, and the browser measures each of them."""
 PROJECTION_COLOURS = {"gate": "#0072b2", "up": "#e69f00", "down": "#009e73"}
 
 
@@ -88,6 +90,11 @@ def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
         whole = isinstance(value, dict)
         layout[name] = {**layout[name].to_plotly_json(), **value} if whole else value
     return figure
+
+
+def label_step(names: int) -> int:
+    """How many names apart those are that an axis shows."""
+    return max(1, -(-names // MOST_LABELS))
 
 
 def percent(shares: Any) -> Any:

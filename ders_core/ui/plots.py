@@ -11,6 +11,7 @@ import streamlit as st
 from ders_core.analysis import Analysis
 from ders_core.later import pd
 from ders_core.ui.guard import pictures
+from ders_core.ui.plot_theme import give_theme
 
 Click = Callable[[Mapping[str, Any]], None]
 """What is told of a point that was clicked: among else its `x` and `y`."""
@@ -20,7 +21,7 @@ def made(
     key: str, draw: Callable[..., go.Figure], analysis: Analysis, *choice: object, **options: object
 ) -> go.Figure:
     """draw(analysis, *choice, **options); or, while all of these are the same, the figure that this
-    gave the last time for the plot of that key. It must not be changed."""
+    gave the last time for the plot of that key. Nothing but its theme may be changed."""
     place, wanted = f"{key}_made", (draw, choice, options)
     known: tuple[Analysis, object, go.Figure] | None = st.session_state.get(place)
     if known is None or known[0] is not analysis or known[1] != wanted:
@@ -40,6 +41,7 @@ def plot(
 ) -> Any:
     """Show a figure and its CSV button. selectable: return the clicks on points. alt: a description
     for screen readers. tree: what a second button downloads, of a tree in the figure."""
+    give_theme(figure, selectable=selectable)
     event = _chart(figure, key, _config(key), alt, selectable=selectable)
     with _downloads(data, key, key):
         if tree is not None:
@@ -66,8 +68,8 @@ def _chart(
     selectable: bool,
     on_click: Click | None = None,
 ) -> Any:
-    if not selectable and on_click is None:
-        return st.plotly_chart(figure, key=key, config=config, alt=alt)
+    if not (selectable or on_click):
+        return st.plotly_chart(figure, key=key, config=config, alt=alt, theme=None)
 
     def clicked() -> None:
         points = st.session_state[key]["selection"]["points"]
@@ -76,7 +78,13 @@ def _chart(
 
     on_select: Any = "rerun" if on_click is None else clicked
     return st.plotly_chart(
-        figure, key=key, config=config, alt=alt, on_select=on_select, selection_mode="points"
+        figure,
+        key=key,
+        config=config,
+        alt=alt,
+        theme=None,
+        on_select=on_select,
+        selection_mode="points",
     )
 
 
@@ -100,6 +108,8 @@ def live_plot(
     """
     shown: list[tuple[int, go.Figure]]
     shown_of, shown = st.session_state.setdefault(f"{key}_shown", (of, [(0, figure)]))
+    for each in (figure, *(version for _, version in shown)):
+        give_theme(each, selectable=selectable or on_click is not None)
     number, latest_figure = shown[-1]
     if shown_of != of:
         shown = [(number + 1, figure)]
