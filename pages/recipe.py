@@ -25,7 +25,7 @@ from ders_core.ui.plain import plain, show_error
 from ders_core.ui.predicted_size import PredictedSize
 from ders_core.ui.preset_cards import preset_cards
 from ders_core.ui.recipe_difference import difference
-from ders_core.ui.recipe_files import read_recipe, save_recipe, saved_recipes
+from ders_core.ui.recipe_files import read_recipe, save_recipe, saved_recipes, unusable_files
 from ders_core.ui.recipe_groups import groups_section
 from ders_core.ui.recipe_table import calibration_sentence, has_gains, table
 from ders_core.units import bytes_text
@@ -205,6 +205,9 @@ def file_row(recipe: Recipe) -> None:
             session.redo_recipe()
             fresh()
             st.rerun()
+    for unusable in unusable_files():
+        place = f"{plain(unusable.file.name)} in {plain(unusable.file.parent)}"
+        st.caption(f"Not among the saved recipes: {place}: {plain(unusable.why)}.")
 
 
 frame.need_frame()

@@ -53,7 +53,11 @@ def follow_linked_recipe() -> None:
 
 
 def show_refused() -> None:
-    """Say why the recipe of a link was not taken, until another recipe is current."""
+    """Say why the recipe of a link, or the saved one, was not taken, until another recipe is
+    current."""
+    unread = session.unread_recipe()
+    if unread is not None:
+        show_error(unread[0].upper() + unread[1:])
     if _REFUSED not in st.session_state:
         return
     problem, recipe = st.session_state[_REFUSED]

@@ -27,7 +27,7 @@ class Open:
     def load(cls, workspace: Workspace) -> Open:
         """What was saved; nothing is open if that cannot be read."""
         try:
-            data = parse_json(_file(workspace).read_bytes())
+            data = parse_json(saved_in(workspace).read_bytes())
             return cls(
                 _text(data["checkpoint"]),
                 _text(data["recipe"]),
@@ -39,7 +39,7 @@ class Open:
             return cls()
 
     def save(self, workspace: Workspace) -> None:
-        write_json(_file(workspace), asdict(self))
+        write_json(saved_in(workspace), asdict(self))
 
     def with_checkpoint(self, place: str | Path) -> Open:
         """Another checkpoint is open, and the newest of the recent ones."""
@@ -48,7 +48,8 @@ class Open:
         return replace(self, checkpoint=path, recent=tuple(recent))
 
 
-def _file(workspace: Workspace) -> Path:
+def saved_in(workspace: Workspace) -> Path:
+    """The file of what was opened last."""
     return workspace.path / "studio.json"
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from ders_core.errors import DersError, RecipeError
 from ders_core.files.place_errors import writing
@@ -15,6 +19,14 @@ _NAME = re.compile(r"[\w][\w .+-]*")
 """What can be the name of a file, too."""
 
 
+@dataclass(frozen=True)
+class UnusableFile:
+    """A file in the folder of saved recipes, and why it is no recipe that can be used."""
+
+    file: Path
+    why: str
+
+
 def read_recipe(text: str, most: int = MOST_CHARACTERS) -> Recipe:
     """A recipe that somebody typed or sent.
 
@@ -22,6 +34,13 @@ def read_recipe(text: str, most: int = MOST_CHARACTERS) -> Recipe:
     forms; what is kept must be readable again. Raises RecipeError, with the line where it is known,
     and JobError if the recipe names files outside the allowed folders.
     """
+    recipe = _that_fits(text, most)
+    check_places(recipe)
+    return recipe
+
+
+def _that_fits(text: str, most: int = MOST_CHARACTERS) -> Recipe:
+    """As `read_recipe`, but the files that it names may be anywhere."""
     recipe = Recipe.from_yaml(text)
     written = len(recipe.to_yaml())
     if written > most:
@@ -29,7 +48,6 @@ def read_recipe(text: str, most: int = MOST_CHARACTERS) -> Recipe:
             f"the recipe has {written} characters when it is written out, and at most {most} are "
             "taken here; give it fewer rules"
         )
-    check_places(recipe)
     return recipe
 
 
@@ -39,27 +57,45 @@ def check_places(recipe: Recipe) -> None:
         workspace().check_allowed(file)
 
 
+@lru_cache(maxsize=64)
+def _tried(text: str) -> Recipe | str:
+    """The recipe of a saved text, or why it is none. Reading a long one takes seconds, and pages
+    ask for all of them whenever they are drawn."""
+    try:
+        return _that_fits(text)
+    except DersError as error:
+        return str(error)
+
+
 def named_recipe(name: str) -> Recipe | None:
     """The saved recipe of a name, or else the preset; None if there is none."""
     if not _NAME.fullmatch(name):
         return None
     try:
         text = (workspace().recipes / f"{name}.yaml").read_text(encoding="utf-8")
-        return Recipe.from_yaml(text)
-    except (DersError, OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):
         return presets().get(name)
+    tried = _tried(text)
+    return tried if isinstance(tried, Recipe) else presets().get(name)
 
 
 def saved_recipes() -> dict[str, Recipe]:
-    """Recipes by name; files that are not recipes are ignored."""
-    recipes: dict[str, Recipe] = {}
+    """Recipes by name, without files that cannot be used."""
+    return {recipe.name: recipe for recipe in _saved() if isinstance(recipe, Recipe)}
+
+
+def unusable_files() -> list[UnusableFile]:
+    """Files among the saved recipes that cannot be used."""
+    return [file for file in _saved() if isinstance(file, UnusableFile)]
+
+
+def _saved() -> Iterator[Recipe | UnusableFile]:
     for file in sorted(workspace().recipes.glob("*.yaml")):
         try:
-            recipe = Recipe.from_yaml(file.read_text(encoding="utf-8"))
-        except (DersError, OSError, UnicodeDecodeError):
-            continue
-        recipes[recipe.name] = recipe
-    return recipes
+            tried = _tried(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            tried = str(error)
+        yield tried if isinstance(tried, Recipe) else UnusableFile(file, tried)
 
 
 def save_recipe(recipe: Recipe) -> None:

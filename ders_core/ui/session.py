@@ -13,7 +13,7 @@ from ders_core.errors import DersError
 from ders_core.files.address import is_address
 from ders_core.jobs import JobStore, Workspace, default_workspace
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
-from ders_core.ui.opened import Open
+from ders_core.ui.opened import Open, saved_in
 
 ADDRESS = "checkpoint"
 """The parameter of a page's address that holds the path of the open checkpoint."""
@@ -86,14 +86,28 @@ def set_upcycle(text: str) -> None:
 
 
 def recipe() -> Recipe:
-    """The current recipe."""
+    """The current recipe; the first preset if what was saved cannot be read."""
     text = current().recipe
     if text is not None:
         try:
             return _read(text)
-        except DersError:  # written by another version
+        except DersError:  # `unread_recipe` says so
             pass
     return presets()[FIRST_PRESET]
+
+
+def unread_recipe() -> str | None:
+    """Why the recipe that was saved is not the current one; None if it is."""
+    text = current().recipe
+    try:
+        if text is not None:
+            _read(text)
+    except DersError as error:
+        return (
+            f"the recipe of your last visit cannot be read ({error}), so {FIRST_PRESET} stands in "
+            f"its place; its text stays in {saved_in(workspace())} until you choose another recipe"
+        )
+    return None
 
 
 @lru_cache(maxsize=32)
