@@ -1,5 +1,7 @@
 """Spectra: how few directions, entries or bits hold a layer's deltas."""
 
+import math
+
 import streamlit as st
 
 from ders_core import figures
@@ -13,7 +15,9 @@ from ders_core.pipeline.quality import GAIN, NOISE, OUTPUT_ERROR, WEIGHT_ERROR, 
 from ders_core.recipe import Rule
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
+from ders_core.ui.calculations import foretell_group
 from ders_core.ui.foretold import (
+    WHOLE_AT_ONCE,
     forecast_button,
     forecast_cells,
     foretold,
@@ -130,31 +134,29 @@ def slider(label: str, strength: Strength) -> float:
 
 def foretell(codec: Codec) -> None:
     """What a sample of this group tells, under the current recipe's base and calibration; all else
-    stays as it is. With a calibration at once, as a sample of one group is small."""
+    stays as it is. With a calibration at once, if the sample is small: of a low rank, whole
+    matrices are encoded."""
     has_calibration = session.recipe().calibration is not None
-    if not codec.acts_by_rows:
-        st.caption(
-            f"{OUTPUT_ERROR.label.capitalize()}: not known from a sample of rows, as directions "
-            "are found in whole matrices; a run with a calibration measures it."
-        )
-        return
     if not has_calibration:
         st.caption("The error of outputs needs a calibration: the Recipe page measures one.")
     rule = Rule(layers=str(layer), projections=(projection,), codec=codec)
     alone = session.recipe().changed(rules=[rule], others=(), budget=None)
     try:
-        reads.plan(source, alone)
+        replaced = [each for each in reads.plan(source, alone).entries if not each.codec.keeps]
     except DersError:  # the current recipe was made for another checkpoint
         return
+    by_rows = all(each.can_be_sampled for each in replaced)
+    at_once = has_calibration and (by_rows or math.prod(group.shape[1:]) <= WHOLE_AT_ONCE)
+    of_what = "rows and experts" if by_rows else "experts"
     with st.container(horizontal=True, gap="large"):
-        told = (foretold_at_once if has_calibration else foretold)(source, alone)
+        told = (foretold_at_once if at_once else foretold)(source, alone, foretell_group)
         if told is not None:
             forecast_cells(told, in_table=False)
             outputs = [entry.rel_error_output for entry in told.entries if entry.is_replaced]
             if outputs and outputs[0] is not None:
-                told_cell(OUTPUT_ERROR, outputs[0], "From a sample of rows and experts.")
-        elif not has_calibration:
-            forecast_button(source, alone)
+                told_cell(OUTPUT_ERROR, outputs[0], f"From a sample of {of_what}.")
+        elif not at_once:
+            forecast_button(source, alone, how=foretell_group)
 
 
 def kept_by(codec: Codec, strength: Strength, loss: Expected | None) -> figures.Kept | None:

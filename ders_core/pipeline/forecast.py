@@ -135,13 +135,15 @@ def forecast(
     progress: Progress = quiet,
     sample: int = SAMPLE,
     with_lossless: bool = False,
+    whole: bool = False,
 ) -> Forecast:
     """Encode a sample of each group's rows and experts as the recipe says, on the CPU.
 
     plan: of this checkpoint; its files were checked (`check_files`). sample: values of a matrix to
     encode, about; tables weigh the more, the fewer they are. with_lossless: encode it by `lossless`
-    too, where the recipe loses something. A low rank is no matter of rows,
-    and a base that is read from a file is not sampled: there gain and noise are None. Raises
+    too, where the recipe loses something. whole: encode all rows of a few experts where some do
+    not tell of all, as of a low rank of a given rank, which takes as long as a run does for them.
+    Without that, and where a base is read from a file, gain and noise are None. Raises
     CheckpointError, also if a file is written meanwhile, and CodecError.
     """
     checkpoint.store.hold()
@@ -156,7 +158,7 @@ def forecast(
         group = checkpoint.group(*entry.key, recipe.extended)
         if entry.codec.keeps:
             group_told = _kept(entry)
-        elif recipe.base.files or not entry.can_be_sampled:
+        elif recipe.base.files or not (entry.can_be_sampled or (whole and entry.codec.settled)):
             label = entry.codec.label
             group_told = ForecastEntry(*entry.key, label, "", entry.bytes_after, None, None, None)
             exact &= entry.exact
@@ -286,7 +288,8 @@ def _sampled(
     with_lossless: bool,
 ) -> tuple[ForecastEntry, Specs]:
     """What is foretold of a group, and its tensors."""
-    rows, form = Rows.of(group, sample), entry.base
+    rows = Rows.of(group, sample) if entry.can_be_sampled else Rows.all_of_some(group)
+    form = entry.base
     of_rows = known.of_rows(rows.pieces, rows.share)
     decompositions = recipe.base.decompositions(group.of_rows(rows.pieces), context)
     samples = (

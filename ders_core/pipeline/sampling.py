@@ -53,8 +53,17 @@ class Rows:
     @classmethod
     def of_some(cls, stack: MatrixStack, sample: int, most: int) -> Rows:
         """Of at most so many matrices. sample: values of each, about."""
-        count, out, width = stack.shape
-        pieces = spread(out, max(sample // width, 1))
+        _, out, width = stack.shape
+        return cls._of(stack, spread(out, max(sample // width, 1)), most)
+
+    @classmethod
+    def all_of_some(cls, stack: MatrixStack) -> Rows:
+        """All rows of a few matrices."""
+        return cls._of(stack, [slice(0, stack.shape[1])], EXPERTS)
+
+    @classmethod
+    def _of(cls, stack: MatrixStack, pieces: list[slice], most: int) -> Rows:
+        count, out, _ = stack.shape
         share = sum(piece.stop - piece.start for piece in pieces) / out
         chosen = evenly(count, most)
         return cls(pieces, share, chosen, count / len(chosen) / share)

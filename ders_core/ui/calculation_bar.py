@@ -21,6 +21,8 @@ R = TypeVar("R")
 class OfRecipe(Protocol[R_co]):
     """A calculation of `ders_core.ui.calculations` about a checkpoint and a recipe."""
 
+    __name__: str
+
     def __call__(
         self, place: str, version: str, recipe_yaml: str, *, progress: Progress
     ) -> R_co: ...

@@ -23,10 +23,21 @@ def foretell(place: str, version: str, recipe_yaml: str, *, progress: Progress) 
 
     Raises DersError.
     """
+    return _forecast(place, version, recipe_yaml, progress, whole=False)
+
+
+def foretell_group(place: str, version: str, recipe_yaml: str, *, progress: Progress) -> Forecast:
+    """The same of a recipe for one group, a low rank included."""
+    return _forecast(place, version, recipe_yaml, progress, whole=True)
+
+
+def _forecast(
+    place: str, version: str, recipe_yaml: str, progress: Progress, *, whole: bool
+) -> Forecast:
     source, recipe = _opened(place, version), Recipe.from_yaml(recipe_yaml)
     plan = resolve(recipe, source)
     check_files(recipe, source)
-    return forecast(plan, source, progress=progress, with_lossless=True)
+    return forecast(plan, source, progress=progress, with_lossless=True, whole=whole)
 
 
 def rules_of_budget(place: str, version: str, recipe_yaml: str, *, progress: Progress) -> str:

@@ -12,45 +12,52 @@ from ders_core.files.stamp import directory_version, stamp, version_of
 from ders_core.pipeline.forecast import Forecast
 from ders_core.pipeline.quality import GAIN, NOISE, PREDICTED_KL, Figure
 from ders_core.recipe import Recipe
-from ders_core.ui.calculation_bar import with_bar
+from ders_core.ui.calculation_bar import OfRecipe, with_bar
 from ders_core.ui.calculations import foretell
 from ders_core.ui.session import workspace
 
 _KEY = "studio_forecasts"
 _KEPT = 16
 
+WHOLE_AT_ONCE = 1 << 18
+"""Values of a matrix that is encoded whole while a page waits."""
+
 _Version = tuple[str, ...]
-"""Of a checkpoint, a recipe and each file that it names."""
+"""Of how it is made, a checkpoint, a recipe and each file that it names."""
 
 
-def foretold(source: Checkpoint, recipe: Recipe) -> Forecast | None:
-    """The forecast of this recipe, if it was made in this session."""
+def foretold(
+    source: Checkpoint, recipe: Recipe, how: OfRecipe[Forecast] = foretell
+) -> Forecast | None:
+    """The forecast of this recipe, if it was made in this session. how: it is made."""
     told: dict[_Version, Forecast] = st.session_state.get(_KEY, {})
-    version = _version(source, recipe)
+    version = _version(source, recipe, how)
     found = told.pop(version, None)
     if found is not None:  # what was asked for last is kept longest
         told[version] = found
     return found
 
 
-def foretold_at_once(source: Checkpoint, recipe: Recipe) -> Forecast | None:
+def foretold_at_once(
+    source: Checkpoint, recipe: Recipe, how: OfRecipe[Forecast] = foretell
+) -> Forecast | None:
     """The forecast of this recipe, made now unless it is known, with a bar meanwhile; None where it
     cannot be made, and then the page shows why. For recipes of a few groups."""
-    known = foretold(source, recipe)
+    known = foretold(source, recipe, how)
     if known is not None:
         return known
     place = st.empty()
     with place:
-        told = _foretell(source, recipe)
+        told = _foretell(source, recipe, how)
     if told is not None:
         place.empty()
     return told
 
 
-def _foretell(source: Checkpoint, recipe: Recipe) -> Forecast | None:
+def _foretell(source: Checkpoint, recipe: Recipe, how: OfRecipe[Forecast]) -> Forecast | None:
     """The forecast, made now and kept; None where it cannot be made."""
-    version = _version(source, recipe)
-    told = with_bar(foretell, source, recipe, "encoding a sample")
+    version = _version(source, recipe, how)
+    told = with_bar(how, source, recipe, "encoding a sample")
     if told is not None:
         _keep(version, told)
     return told
@@ -63,8 +70,9 @@ def _keep(version: _Version, told: Forecast) -> None:
     st.session_state[_KEY] = dict(latest) | {version: told}
 
 
-def _version(source: Checkpoint, recipe: Recipe) -> _Version:
-    return source.store.version, recipe.to_yaml(), *map(_file_version, recipe.files)
+def _version(source: Checkpoint, recipe: Recipe, how: OfRecipe[Forecast] = foretell) -> _Version:
+    files = map(_file_version, recipe.files)
+    return how.__name__, source.store.version, recipe.to_yaml(), *files
 
 
 def _file_version(path: Path) -> str:
@@ -116,7 +124,12 @@ def told_cell(figure: Figure, value: float | None, how: str) -> None:
     )
 
 
-def forecast_button(source: Checkpoint, recipe: Recipe, key: str = "predict") -> None:
+def forecast_button(
+    source: Checkpoint,
+    recipe: Recipe,
+    key: str = "predict",
+    how: OfRecipe[Forecast] = foretell,
+) -> None:
     """Encodes a sample, with a bar meanwhile, and draws the page anew."""
     if not st.button(
         "Predict",
@@ -126,5 +139,5 @@ def forecast_button(source: Checkpoint, recipe: Recipe, key: str = "predict") ->
         "a calibration that has gradients the KL. Nothing is written.",
     ):
         return
-    if _foretell(source, recipe) is not None:
+    if _foretell(source, recipe, how) is not None:
         st.rerun()

@@ -16,6 +16,7 @@ from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
+from ders_core.ui import foretold
 from ders_core.ui.opened import Open
 from ders_core.ui.recipe_table import table
 from ders_core.units import bytes_text, number_text
@@ -104,7 +105,7 @@ def test_spectra_point_to_no_table(app: AppTest, mixtral_dir: Path, workspace: W
     app.button(key="predict").click().run()
     assert not app.exception
     assert IN_TABLE not in words(app)
-    assert NOT_KNOWN in words(app)
+    assert {"Gain", "Noise"} <= shown(app).keys()  # of whole matrices: the base has a low rank
 
 
 def predicted(app: AppTest, path: Path, rule: str, base_codec: str = "[]") -> None:
@@ -193,8 +194,31 @@ def test_one_group_on_the_spectra_page(
     assert seen[1] < seen[0] / 1.5
     assert "needs a calibration" not in words(app)
     app.segmented_control(key="spec_codec").set_value("low rank").run()
-    assert "Error of outputs: not known from a sample of rows" in words(app)
+    app.slider(key="spec_low rank").set_value(3).run()
+    assert not app.exception
+    rule = {"layers": "0", "projections": ["gate"], "codec": "lowrank", "rank": 3}
+    recipe = Recipe.model_validate({"name": "x", "calibration": path, "rules": [rule]})
+    told = forecast(resolve(recipe, source), source, whole=True)
+    (output,) = (each.rel_error_output for each in told.entries if each.noise)
+    assert output is not None
+    assert shown(app)["Error of outputs"] == number_text(output)
+
+
+def test_directions_of_large_matrices_are_found_on_request(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take as long as a run takes for them."""
+    source, path = open_checkpoint(mixtral_dir), workspace.path / "gradients.safetensors"
+    analyze(source).save(workspace.analysis_dir(source.identity))
+    with_gradients(source, path)
+    apply_text(opened(app, mixtral_dir), Recipe(name="x", calibration=path, rules=[]).to_yaml())
+    monkeypatch.setattr(foretold, "WHOLE_AT_ONCE", 1)
+    on(app, "spectra")
+    assert app.segmented_control(key="spec_codec").value == "low rank"
     assert "Error of outputs" not in shown(app)
+    app.button(key="predict").click().run()
+    assert not app.exception
+    assert "Error of outputs" in shown(app)
 
 
 def test_a_forecast_goes_by_the_files_as_they_are(
