@@ -3,9 +3,11 @@
 Starts the real app on a checkpoint of headers and holes (94 × 128 experts of 14336 × 4096: 4 TB
 that take no disk) with a saved analysis of every pair, and on one of 1 layer of 2 experts, the
 baseline. Walks over every page in Chromium, clicks, and prints for each click the seconds until the
-page is drawn and still again beside the goal, and the CPU seconds of the server for it, which other
-work on the machine changes less. A page that shows an exception, or a message in the browser's
-console, ends the walk.
+page is drawn and still again beside the goal, and the CPU seconds of the page's main thread in the
+browser and of the server for it, which other work on the machine changes less. What is chosen in a
+box is answered from the key that chooses it: that the box opens and is typed into is not counted.
+Before the first click the browser rests for two seconds, as under a person's hand. A page that
+shows an exception, or a message in the browser's console, ends the walk.
 
     python benchmarks/studio_walk.py [--layers 94] [--experts 128] [--repeats 3] [--pictures DIR]
 """
@@ -25,7 +27,7 @@ from pathlib import Path
 
 import psutil
 import streamlit
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 from startup import BROWSERS
 from studio_load import DRAWN, FLAGS, PATIENCE, cpu_of, ready, studio
 from support.large_analyses import save_drawn_analysis
@@ -42,6 +44,9 @@ GOAL = 0.5
 STILL = 0.4
 """Seconds without a change after which a page is still."""
 
+REST = 2000
+"""Milliseconds before the first click."""
+
 WATCH = """
 window.lastChange = performance.now();
 new MutationObserver(() => { window.lastChange = performance.now(); })
@@ -52,16 +57,24 @@ SINCE = "(performance.now() - window.lastChange) / 1000"
 Act = Callable[[Page], None]
 
 
-def choose(label: str, option: str) -> Act:
-    """Choose in a box by its label."""
+def type_into(label: str, option: str) -> Act:
+    """Open a box by its label, and type what is to be chosen."""
 
     def act(page: Page) -> None:
         box = page.get_by_role("combobox", name=label).first
         box.click()
         box.press_sequentially(option)
-        box.press("Enter")
 
     return act
+
+
+def enter(page: Page) -> None:
+    """Choose what was typed."""
+    page.keyboard.press("Enter")
+
+
+def chosen(label: str, option: str) -> tuple[Act, ...]:
+    return type_into(label, option), enter
 
 
 def link(name: str) -> Act:
@@ -93,12 +106,12 @@ def clicks(layers: int, experts: int) -> list[Click]:
         Click("to Checkpoint", link("Checkpoint"), (link("Runs"),)),
         Click("to Redundancy", link("Redundancy")),
         Click("Redundancy: the map", click_map),
-        Click("Redundancy: a layer", choose("Layer", last), (choose("Layer", middle),)),
-        Click("Redundancy: an expert", choose("Expert", expert)),
+        Click("Redundancy: a layer", enter, (*chosen("Layer", middle), type_into("Layer", last))),
+        Click("Redundancy: an expert", enter, (type_into("Expert", expert),)),
         Click("Redundancy: own range", press("This layer"), (press("All layers"),)),
         Click("Redundancy: ‖Δ‖/‖W‖", press("‖Δ‖ / ‖W_base‖"), (press("1 − cos of experts"),)),
         Click("to Spectra", link("Spectra")),
-        Click("Spectra: a layer", choose("Layer", last), (choose("Layer", middle),)),
+        Click("Spectra: a layer", enter, (*chosen("Layer", middle), type_into("Layer", last))),
         Click("to Recipe", link("Recipe")),
         Click("to Tune", link("Tune")),
         Click("to Runs", link("Runs")),
@@ -111,10 +124,17 @@ def clicks(layers: int, experts: int) -> list[Click]:
 @dataclass
 class Times:
     """Of one click, a value for each walk: seconds until the page is still, CPU seconds of the
-    server."""
+    page's main thread in the browser, and of the server."""
 
     seconds: list[float] = field(default_factory=list)
+    browser: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+
+
+def cpu_of_page(session: CDPSession) -> float:
+    """CPU seconds of all tasks of the page's main thread so far."""
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
 
 
 def still(page: Page) -> float:
@@ -143,19 +163,24 @@ def walk(
     page.set_default_timeout(PATIENCE)
     messages: list[str] = []
     page.on("console", lambda told: messages.append(told.text) if told.type == "error" else None)
+    session = context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(app.address)
     ready(page)
+    still(page)
+    page.wait_for_timeout(REST)
     still(page)
     for click in planned:
         for act in click.before:
             act(page)
             still(page)
-        before, begun = cpu_of(server), time.perf_counter()
+        before, before_page, begun = cpu_of(server), cpu_of_page(session), time.perf_counter()
         click.act(page)
         page.wait_for_timeout(100)  # the page hears of it
         ended = still(page)
         told = times.setdefault(click.name, Times())
         told.seconds.append(max(ended - begun, 0.0))
+        told.browser.append(cpu_of_page(session) - before_page)
         told.cpu.append(cpu_of(server) - before)
         if pictures is not None:
             name = "".join(each if each.isalnum() else "-" for each in click.name)
@@ -186,12 +211,17 @@ def walks(
 
 
 def table(small: dict[str, Times], large: dict[str, Times]) -> Iterator[str]:
-    yield f"{'':28}{'seconds':>9}{'1 × 2':>8}{'goal':>7}{'CPU s':>8}{'1 × 2':>8}"
+    heads = f"{'':28}{'seconds':>9}{'1 × 2':>8}{'goal':>7}"
+    yield heads + "".join(f"{head:>9}{'1 × 2':>8}" for head in ("browser", "server"))
     for name, of_large in large.items():
         base = small[name]
         seconds, least = (statistics.median(each.seconds) for each in (of_large, base))
+        page, least_page = (statistics.median(each.browser) for each in (of_large, base))
         cpu, least_cpu = (statistics.median(each.cpu) for each in (of_large, base))
-        yield f"{name:28}{seconds:9.2f}{least:8.2f}{GOAL:7.1f}{cpu:8.2f}{least_cpu:8.2f}"
+        yield (
+            f"{name:28}{seconds:9.2f}{least:8.2f}{GOAL:7.1f}{page:9.2f}{least_page:8.2f}"
+            f"{cpu:9.2f}{least_cpu:8.2f}"
+        )
     late = [name for name, of_large in large.items() if statistics.median(of_large.seconds) > GOAL]
     yield f"\n{len(large) - len(late)} of {len(large)} clicks within {GOAL} s" + (
         f"; later: {', '.join(late)}" if late else ""
@@ -213,7 +243,8 @@ def main() -> None:
         f"{options.layers} layers of {options.experts} experts beside 1 layer of 2 experts; "
         f"{options.points} singular values of each expert\n"
         f"other work on the machine at the start: {os.getloadavg()[0]:.1f} processes on average\n"
-        f"from a click until the page is drawn and still; medians of {options.repeats}\n",
+        f"seconds from a click until the page is drawn and still; browser, server: CPU seconds for "
+        f"it; medians of {options.repeats}\n",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import BrowserContext, Locator, expect
-from support.browsing import COMPUTED, drawn, settled, type_into
+from support.browsing import COMPUTED, drawn, settled, show_demo, type_into
 from support.studio_process import Studio
+
+from ders_core.ui.guard.paused_text import PAUSE
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(3600)]
 
@@ -47,3 +50,27 @@ def test_a_link_within_the_page_waits_for_the_text_too(
     name = page.locator(".st-key-recipe_name input")
     link = page.get_by_test_id("stPageLink-NavLink").get_by_text("Run it", exact=True)
     check_short_clicks(name, link, "Runs", "Recipe")
+
+
+def test_a_text_that_is_being_typed_survives_a_reload(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    """Its field was never left; it is told when the typist pauses, and typing goes on."""
+    page = visit().new_page()
+    show_demo(page, studio)
+    drawn(page, f"{studio.address}/recipe")
+    page.get_by_role("tab", name="YAML").click()
+    field = page.locator(".st-key-recipe_yaml textarea")
+    expect(field).to_be_visible()
+    settled(page)
+    field.press("ControlOrMeta+End")
+    field.press_sequentially("# half a th")
+    page.wait_for_timeout(PAUSE + 500)
+    settled(page)
+    field.press_sequentially("ought")
+    expect(field).to_have_value(re.compile("# half a thought$"))
+    page.wait_for_timeout(PAUSE + 500)
+    settled(page)
+    page.reload()
+    page.get_by_role("tab", name="YAML").click()
+    expect(field).to_have_value(re.compile("# half a thought$"))

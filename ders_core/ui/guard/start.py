@@ -12,7 +12,14 @@ from streamlit import config
 
 from ders_core.errors import DersError
 from ders_core.ui.address import ANY, Listening
-from ders_core.ui.guard import arriving, later_code, left_fields, pictures, root_address
+from ders_core.ui.guard import (
+    arriving,
+    later_code,
+    left_fields,
+    paused_text,
+    pictures,
+    root_address,
+)
 from ders_core.ui.guard.browser_code import BrowserCode
 from ders_core.ui.guard.first_code import links
 from ders_core.ui.guard.lifeline import LIFELINE_VARIABLE, hold_on
@@ -25,7 +32,10 @@ from ders_core.ui.guard.secret import take_secret
 STATIC = Path(streamlit.__file__).parent / "static" / "static"
 """The code that Streamlit sends to browsers."""
 
-SCRIPTS = (left_fields.SCRIPT, arriving.SCRIPT, pictures.SCRIPT, later_code.script(STATIC))
+SCRIPTS = (
+    *(each.SCRIPT for each in (left_fields, paused_text, arriving, pictures)),
+    later_code.script(STATIC),
+)
 """Added to Streamlit's page."""
 
 
