@@ -19,6 +19,14 @@ from ders_core.later import np
 FAMILY = '"Source Sans", sans-serif'
 """Of all texts of the page."""
 
+PAD, WITH_TITLE = 5, 76
+"""Px between an axis and its labels; from the left edge to a vertical axis with labels and a
+title."""
+
+LONGEST = 10
+"""Characters of a name that has room beside an axis. For longer ones plotly finds the room, and
+draws twice."""
+
 ARRAYS = ("x", "y", "z", "customdata", "width", "text")
 """Attributes of traces that hold a value for each point."""
 
@@ -65,7 +73,9 @@ def give_theme(figure: go.Figure, *, selectable: bool) -> None:
     layout.font = font
     layout.title.font.color = ground.title
     layout.title.font.weight = 700
-    layout.margin.pad = 5
+    layout.margin.pad = PAD
+    if layout.yaxis.title.text:
+        layout.margin.l = WITH_TITLE
     layout.hoverlabel.bgcolor = ground.ground
     layout.hoverlabel.bordercolor = ground.edge
     layout.hoverlabel.font = font
@@ -78,6 +88,9 @@ def give_theme(figure: go.Figure, *, selectable: bool) -> None:
     for name in {"xaxis", "yaxis", *layout}:
         if name.startswith(("xaxis", "yaxis")):
             _theme_axis(layout[name], ground, is_across=name.startswith("x"))
+    for letter in "xy":
+        if any(_has_long_names(getattr(trace, letter, None)) for trace in figure.data):
+            layout[f"{letter}axis"].automargin = True
 
 
 def _listed(trace: Any) -> None:
@@ -88,6 +101,12 @@ def _listed(trace: Any) -> None:
         if isinstance(values, np.ndarray) and values.size <= MOST_LISTED:
             trace[name] = None  # plotly keeps what it has for what is equal to it
             trace[name] = values.tolist()
+
+
+def _has_long_names(values: Any) -> bool:
+    return values is not None and any(
+        isinstance(value, str) and len(value) > LONGEST for value in values
+    )
 
 
 def _theme_axis(axis: Any, ground: Ground, *, is_across: bool) -> None:

@@ -95,3 +95,15 @@ def test_plots_of_a_theme_that_was_left_are_known(monkeypatch: pytest.MonkeyPatc
     assert is_of_another_theme()
     give_theme(go.Figure(), selectable=False)
     assert not is_of_another_theme()
+
+
+def test_long_names_and_titles_have_room() -> None:
+    def margins(names: list[str], title: str) -> tuple[int, bool | None, bool | None]:
+        figure = finish(go.Figure(go.Bar(x=names, y=[1.0] * len(names))), "Title")
+        figure.update_yaxes(title_text=title)
+        give_theme(figure, selectable=False)
+        layout = figure.layout
+        return layout.margin.l, layout.xaxis.automargin, layout.yaxis.automargin
+
+    assert margins(["E0", "layer 93"], "") == (60, None, None)
+    assert margins(["E0", "a name that is long"], "share") == (plot_theme.WITH_TITLE, True, None)
