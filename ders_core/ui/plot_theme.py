@@ -19,9 +19,9 @@ from ders_core.later import np
 FAMILY = '"Source Sans", sans-serif'
 """Of all texts of the page."""
 
-PAD, WITH_TITLE = 5, 76
-"""Px between an axis and its labels; from the left edge to a vertical axis with labels and a
-title."""
+PAD, STANDOFF, WITH_TITLE = 5, 8, 76
+"""Px between a vertical axis and its labels, and between these and its title; and from the left
+edge to an axis with both."""
 
 LONGEST = 10
 """Characters of a name that has room beside an axis. For longer ones plotly finds the room, and
@@ -75,7 +75,7 @@ def give_theme(figure: go.Figure, *, selectable: bool) -> None:
     layout.title.font.weight = 700
     layout.margin.pad = PAD
     if layout.yaxis.title.text:
-        layout.margin.l = WITH_TITLE
+        layout.margin.l, layout.yaxis.title.standoff = WITH_TITLE, STANDOFF
     layout.hoverlabel.bgcolor = ground.ground
     layout.hoverlabel.bordercolor = ground.edge
     layout.hoverlabel.font = font
