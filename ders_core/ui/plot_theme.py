@@ -60,7 +60,8 @@ def _ground() -> Ground:
 
 def is_of_another_theme() -> bool:
     """Whether plots on the page have the look of a theme that the visitor has left since."""
-    return st.session_state.get(_GROUND, _ground()) != _ground()
+    ground = _ground()
+    return bool(st.session_state.get(_GROUND, ground) != ground)
 
 
 def give_theme(figure: go.Figure, *, selectable: bool) -> None:
