@@ -24,7 +24,7 @@ from ders_core.ui.left_sessions import shut_down_left
 from ders_core.ui.linked_recipe import follow_linked_recipe, show_refused
 from ders_core.ui.place_title import place_title
 from ders_core.ui.plain import name, plain, show_error
-from ders_core.ui.plot_theme import is_of_another_theme
+from ders_core.ui.plot_theme import theme_was_left
 from ders_core.ui.predicted_size import PredictedSize
 from ders_core.units import bytes_text
 
@@ -164,7 +164,7 @@ def page_in_address(address: str, names: Collection[str], base_path: str) -> str
 def _worker() -> None:
     if not st.session_state.pop(_DRAWN_WHOLE, False):
         _draw_again_if_emptied()
-        if is_of_another_theme():
+        if theme_was_left():
             st.rerun()
     store = session.job_store()
     state = store.worker()

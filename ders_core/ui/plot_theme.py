@@ -58,10 +58,14 @@ def _ground() -> Ground:
     return DARK if st.context.theme.type == "dark" else LIGHT
 
 
-def is_of_another_theme() -> bool:
-    """Whether plots on the page have the look of a theme that the visitor has left since."""
+def theme_was_left() -> bool:
+    """Whether plots have the look of a theme that the visitor has left since. It is told once: a
+    page that is drawn again for it may have no plot."""
     ground = _ground()
-    return bool(st.session_state.get(_GROUND, ground) != ground)
+    was_left = st.session_state.get(_GROUND, ground) != ground
+    if was_left:
+        del st.session_state[_GROUND]
+    return bool(was_left)
 
 
 def give_theme(figure: go.Figure, *, selectable: bool) -> None:

@@ -12,7 +12,7 @@ import streamlit as st
 
 from ders_core.figures.style import finish
 from ders_core.ui import plot_theme
-from ders_core.ui.plot_theme import DARK, LIGHT, Ground, give_theme, is_of_another_theme
+from ders_core.ui.plot_theme import DARK, LIGHT, Ground, give_theme, theme_was_left
 
 
 def switch(monkeypatch: pytest.MonkeyPatch, theme: str | None) -> None:
@@ -87,14 +87,17 @@ def test_a_theme_given_twice_changes_nothing() -> None:
     assert figure.to_json() == before
 
 
-def test_plots_of_a_theme_that_was_left_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_of_another_theme()  # there is no plot
+def test_a_theme_that_was_left_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page without plots would be drawn again and again."""
+    assert not theme_was_left()  # there is no plot
     give_theme(go.Figure(), selectable=False)
-    assert not is_of_another_theme()
+    assert not theme_was_left()
     switch(monkeypatch, "dark")
-    assert is_of_another_theme()
+    assert [theme_was_left(), theme_was_left()] == [True, False]
     give_theme(go.Figure(), selectable=False)
-    assert not is_of_another_theme()
+    assert not theme_was_left()
+    switch(monkeypatch, "light")
+    assert theme_was_left()
 
 
 def test_long_names_and_titles_have_room() -> None:
