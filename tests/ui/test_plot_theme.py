@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 import streamlit as st
 
-from ders_core.figures.style import finish
+from ders_core.figures.style import EXPERT_COLOURS, finish
 from ders_core.ui import plot_theme
 from ders_core.ui.plot_theme import DARK, LIGHT, Ground, give_theme, theme_was_left
 
@@ -38,6 +40,19 @@ def test_texts_have_contrast(ground: Ground) -> None:
     for colour in (ground.text, ground.title):
         low, high = sorted((luminance(colour), luminance(ground.ground)))
         assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_the_colours_are_those_of_the_page() -> None:
+    settings = (Path(__file__).parents[2] / ".streamlit" / "config.toml").read_text(
+        encoding="utf-8"
+    )
+    themes = tomllib.loads(settings)["theme"]
+    for name, ground in (("light", LIGHT), ("dark", DARK)):
+        assert (ground.ground, ground.title) == (
+            themes[name]["backgroundColor"],
+            themes[name]["textColor"],
+        )
+    assert list(EXPERT_COLOURS) == themes["chartCategoricalColors"]
 
 
 @pytest.mark.parametrize(("theme", "ground"), [("light", LIGHT), ("dark", DARK), (None, LIGHT)])
