@@ -199,7 +199,7 @@ def foretell_group(
     if best is not None and judged == rows:
         stored, taken = best.stored, best.ragged
     else:
-        stored, taken = sampled.packed(rows, best and best.base)
+        stored, taken = sampled.packed(rows, None if best is None else best.base)
     form, shape = stored.form, (group.shape[1], group.shape[2])
     planned = entry.bytes_after
     if form is None and entry.base is not None:

@@ -131,7 +131,7 @@ class KnobBytes:
         over = (self._told(number) - most) / (self._ratio * max(self._per_octave, 1.0))
         if not math.isfinite(over):
             return PER_OCTAVE
-        steps = math.ceil(max(PER_OCTAVE * abs(over), 2**looked_at / 2))
+        steps = max(math.ceil(PER_OCTAVE * abs(over)), 1 << (looked_at - 1))
         return steps if over > 0 else -steps
 
     def _between(self, fine: int, coarse: int, most: float, *, is_halved: bool) -> int:

@@ -26,7 +26,8 @@ from ders_core.pipeline.budget import (
     with_knob,
 )
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.forecast import Forecast, ForecastEntry, forecast
+from ders_core.pipeline.forecast import Forecast, forecast
+from ders_core.pipeline.foretold import ForecastEntry
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.pipeline.sampling import BYTES_ALONE, LARGER, Extent
 from ders_core.pipeline.verify import verify
