@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ders_core.pipeline.plan import Plan, resolve
     from ders_core.pipeline.push import push
     from ders_core.pipeline.report import Report
+    from ders_core.pipeline.sampling import Extent
     from ders_core.pipeline.synthesize import synthesize
     from ders_core.pipeline.verify import Verification, verify
     from ders_core.recipe import Recipe, Rule, load_recipe, presets
@@ -50,6 +51,7 @@ __all__ = [
     "DersError",
     "EvaluationError",
     "ExpertGroup",
+    "Extent",
     "Forecast",
     "JobError",
     "OutputError",
@@ -100,6 +102,7 @@ _MODULES = {
     ".pipeline.plan": ("Plan", "resolve"),
     ".pipeline.push": ("push",),
     ".pipeline.report": ("Report",),
+    ".pipeline.sampling": ("Extent",),
     ".pipeline.synthesize": ("synthesize",),
     ".pipeline.verify": ("Verification", "verify"),
     ".recipe": ("Recipe", "Rule", "load_recipe", "presets"),

@@ -13,7 +13,7 @@ PUBLIC = {
     *("Analysis", "analyze", "Summary", "summarize"),
     *("Checkpoint", "ExpertGroup", "open_checkpoint"),
     *("Codec", "make_codec", "Recipe", "Rule", "load_recipe", "presets"),
-    *("Forecast", "forecast"),
+    *("Extent", "Forecast", "forecast"),
     *("Plan", "resolve", "Report", "compress", "synthesize", "Verification", "verify", "export"),
     *("apply_patch", "rollback", "push"),
     *("DersError", "CheckpointError", "CodecError", "RecipeError", "OutputError"),

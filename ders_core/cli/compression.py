@@ -79,18 +79,17 @@ def plan(
         check_files(chosen, source)  # refused here rather than when the run starts
     is_enough = foretold is not None and (foretold.exact or not whole)
     if not is_enough and (predict or whole or knob):
-        from ders_core.pipeline.budget import LARGER
         from ders_core.pipeline.forecast import forecast
-        from ders_core.pipeline.sampling import SAMPLE
+        from ders_core.pipeline.sampling import LARGER, USUAL, Extent
 
-        sample = LARGER * SAMPLE if knob else SAMPLE
-        sample = SAMPLE * source.bytes_total if whole else sample
+        extent = LARGER if knob else USUAL
+        extent = Extent.of_all(source) if whole else extent
         with progress_bar("predict") as progress:
             foretold = forecast(
                 planned,
                 source,
                 progress=progress,
-                sample=sample,
+                extent=extent,
                 with_lossless=with_lossless,
             )
     how = "" if whole else ", by a sample (--whole tells the last byte)"

@@ -13,7 +13,7 @@ from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Need, Parts
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.earlier import classed_stream, even_stream
 from ders_core.codecs.coding.gains import gain_bytes
-from ders_core.codecs.coding.told_bytes import told_bytes
+from ders_core.codecs.coding.told_bytes import told_bytes, unseen_bytes
 from ders_core.codecs.delta_entries import DifferenceEntries, MatrixEntries
 from ders_core.codecs.delta_entries import Entries as DeltaEntries
 from ders_core.codecs.fitting.by_bits import WithinBytes
@@ -271,6 +271,7 @@ class Entropy(ReadOnce, DeltaCodec):
         the tables of one. Raises CodecError if the knob is too fine."""
         entries, coded = self._coded_by_knob(delta, context)
         nbytes = told_bytes(entries.steps, copies * coded.counts_within)
+        nbytes += (copies - 1) * unseen_bytes(entries.steps, coded.counts_within)
         self._check_by_knob(coded, nbytes / copies, delta.shape)
         return nbytes
 

@@ -18,7 +18,7 @@ from ders_core.pipeline.forecast import Forecast, forecast
 from ders_core.pipeline.knob_bytes import COARSEST, FINEST, KnobBytes
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.pipeline.recipe_files import check_files
-from ders_core.pipeline.sampling import SAMPLE
+from ders_core.pipeline.sampling import BYTES_ALONE, LARGER, USUAL, Extent
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
 from ders_core.recipe.budget import Budget, codec_of_deltas, codec_of_matrices, names_apart
 from ders_core.recipe.rule import MOST_NAMES, USUAL_KINDS
@@ -31,22 +31,16 @@ CLOSE = 0.01
 """Octaves: a knob whose bytes or KL are so near to the budget, and within it, is taken."""
 
 TOLD = 0.05
-"""Share by which a predicted KL may be above a budget and count as met: predictions from a sample
-and from all rows differ by as much."""
+"""Share by which a KL that is predicted from all rows may be above a budget that a sample met."""
 
-AIM = CLOSE / 3
-"""How far within the budget."""
-
-LARGER = 8
-"""Times the usual sample, of rows and of experts: tables weigh less in it, and experts are not
-alike. What is taken is judged by it, with errors made up for."""
+AIM, FIRST_AIM = CLOSE / 3, 0.6 * CLOSE
+"""How far within the budget; the first by levels alone, which take rather less than is coded."""
 
 MOST_JUDGED = 6
-"""Knobs that are judged so."""
+"""Knobs that are judged by a larger sample, with errors made up for."""
 
 MOST_TRIED = 16
-"""Knobs that are tried first for a budget of KL: each is foretold by a small sample, without making
-up for errors, in far less time."""
+"""Knobs that are tried first for a budget of KL, by a small sample without making up for errors."""
 
 FIRST = 2.0**-16
 """The knob that is looked at first; its unit is √(nats a token)."""
@@ -71,16 +65,15 @@ class Settled:
 
 
 def settle(recipe: Recipe, checkpoint: Checkpoint, *, progress: Progress = quiet) -> Recipe:
-    """The recipe with rules in the place of its budget, and with its `base_error`.
-
-    Raises as `settled`.
-    """
-    if recipe.budget is None:
+    """The recipe with rules in the place of its budget, and with its `base_error`: those of
+    `settled`, but nothing is foretold that the search does not need. Raises as `settled`."""
+    budget = recipe.budget
+    if budget is None:
         return recipe.with_base_error()
-    return settled(recipe, recipe.budget, checkpoint, progress=progress).recipe
+    extent = BYTES_ALONE if budget.kl is None else LARGER
+    return _settled(recipe, budget, checkpoint, progress, extent).recipe
 
 
-@unchanged_inputs()
 def settled(
     recipe: Recipe,
     budget: Budget,
@@ -97,12 +90,26 @@ def settled(
     `forecast`. Raises RecipeError if the budget cannot be met, CheckpointError if the calibration
     lacks what a knob needs.
     """
+    return _settled(recipe, budget, checkpoint, progress, LARGER, with_lossless=with_lossless)
+
+
+@unchanged_inputs()
+def _settled(
+    recipe: Recipe,
+    budget: Budget,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    extent: Extent,
+    *,
+    with_lossless: bool = False,
+) -> Settled:
+    """extent: by which knobs are judged."""
     unknown = check_budget(recipe, checkpoint)
     if budget.knob is not None:
         chosen = with_knob(recipe, budget.knob, unknown)
         return Settled(chosen, budget.knob, resolve(chosen, checkpoint), None)
     search = _OfBytes if budget.kl is None else _OfKL
-    return search(recipe, unknown, checkpoint, budget, progress, with_lossless).settled()
+    return search(recipe, unknown, checkpoint, budget, progress, extent, with_lossless).settled()
 
 
 def check_budget(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
@@ -196,11 +203,12 @@ class _Search(ABC):
         checkpoint: Checkpoint,
         budget: Budget,
         progress: Progress,
+        extent: Extent,
         with_lossless: bool,
     ) -> None:
         self._recipe, self._unknown, self._checkpoint = recipe, unknown, checkpoint
         self._budget, self._meter = budget, Meter(MOST_JUDGED, progress)
-        self._with_lossless = with_lossless
+        self._extent, self._with_lossless = extent, with_lossless
         self._least = math.inf  # bytes
 
     @abstractmethod
@@ -256,19 +264,18 @@ class _Search(ABC):
 
     def _judge(self, at: float) -> _Point:
         recipe = with_knob(self._recipe, 2**at, self._unknown)
-        larger = LARGER * SAMPLE
-        point = self._asked(recipe, at, larger, with_lossless=self._with_lossless)
+        point = self._asked(recipe, at, self._extent, with_lossless=self._with_lossless)
         if point.settled is not None and point.settled.told is not None:
             self._least = min(self._least, point.settled.told.bytes_after)
         return point
 
     def _asked(
-        self, recipe: Recipe, at: float, sample: int, *, with_lossless: bool = False
+        self, recipe: Recipe, at: float, extent: Extent, *, with_lossless: bool = False
     ) -> _Point:
         """What a sample foretells of a knob."""
         plan = resolve(recipe, self._checkpoint)
         try:
-            told = forecast(plan, self._checkpoint, sample=sample, with_lossless=with_lossless)
+            told = forecast(plan, self._checkpoint, extent=extent, with_lossless=with_lossless)
         except CodecError:  # steps finer than can be told
             return _Point(at, math.inf * self.coarser)
         return _Point(at, self._over(told), Settled(recipe, 2**at, plan, told))
@@ -296,13 +303,11 @@ class _OfBytes(_Search):
         """By counted levels alone."""
         at = math.log2(FIRST)
         plain, doubled = (
-            resolve(
-                with_knob(self._recipe, knob, self._unknown, compensated=False), self._checkpoint
-            )
+            resolve(with_knob(self._recipe, knob, self._unknown), self._checkpoint)
             for knob in (FIRST, 2 * FIRST)
         )
         self._bytes = KnobBytes(plain, doubled, at, self._checkpoint, self._meter)
-        return self._aimed()
+        return self._aimed(FIRST_AIM)
 
     @property
     def _most(self) -> float:
@@ -317,7 +322,7 @@ class _OfBytes(_Search):
         if settled is None or settled.told is None:
             return self._bytes.finest if self._bytes.finest > at else at + 1
         self._bytes.correct(at, settled.told.bytes_after)
-        after = self._aimed()
+        after = self._aimed(AIM)
         return self._farther(asked, after) if after != at else math.inf  # no other one is nearer
 
     def _farther(self, asked: list[_Point], after: float) -> float:
@@ -337,8 +342,8 @@ class _OfBytes(_Search):
         low, high = sorted((over.at, within.at))
         return after if low < after < high else _on_the_line(over, within)
 
-    def _aimed(self) -> float:
-        return _apart(self._bytes.within(self._most * 2**-AIM))
+    def _aimed(self, octaves: float) -> float:
+        return _apart(self._bytes.within(self._most * 2**-octaves))
 
 
 class _OfKL(_Search):
@@ -354,7 +359,7 @@ class _OfKL(_Search):
 
     def _try(self, at: float) -> _Point:
         recipe = with_knob(self._recipe, 2**at, self._unknown, compensated=False)
-        return self._asked(recipe, at, SAMPLE)
+        return self._asked(recipe, at, USUAL)
 
     def _over(self, told: Forecast) -> float:
         assert self._budget.kl is not None

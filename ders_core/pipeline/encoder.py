@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +30,7 @@ from ders_core.pipeline.knowledge import (
 )
 from ders_core.pipeline.leaving import on_cpu
 from ders_core.pipeline.placed import PlacedGroup
-from ders_core.pipeline.together import Packed, packed_each, packed_together
+from ders_core.pipeline.together import Packed, packed_alone, packed_each, packed_together
 from ders_core.recipe import Recipe
 
 AS_IT_IS = "keep"
@@ -82,18 +82,39 @@ class Encoding:
 class StoredBases:
     """Bases as they are stored, and the decomposition against what they give back.
 
-    origin: the decomposition before, if deltas are taken against that. cost, router_noise: of the
-    bases' own errors, as of `ReportEntry`, where all experts share them; None where they are not
-    known. unrounded: the decomposition against what they give back in float32, likewise.
+    origin: the decomposition before, if deltas are taken against that: then all experts share the
+    bases' errors. unrounded: the decomposition against what bases give back in float32, likewise.
+    known: what errors cost.
     """
 
     decomposition: Decomposition
     form: BaseForm | None
     tensors: Mapping[str, Stacked]
     origin: Decomposition | None = None
-    cost: float | None = 0.0
-    router_noise: float | None = 0.0
     unrounded: Decomposition | None = None
+    known: Knowledge = field(default_factory=Knowledge)
+
+    @property
+    def cost(self) -> float | None:
+        """Of the bases' own errors, as of `ReportEntry`; None where it is not known."""
+        return self._cost(self.known.of_base)
+
+    @property
+    def router_noise(self) -> float | None:
+        return self._cost(self.known.routers_of_base)
+
+    def _cost(self, of_base: Shared | None) -> float | None:
+        return _summed([_cost_of(of_base, *each, self.known.guiding) for each in self._errors()])
+
+    def _errors(self) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        """The experts of each base, and the error that they share."""
+        if self.origin is None:
+            return
+        stored, guiding = self.decomposition.base, self.known.guiding
+        where = stored.device if guiding is None else guiding.device
+        for number in [()] if self.decomposition.bases is None else range(len(stored)):
+            error = difference(stored[number].to(where), self.origin.base[number].to(where))
+            yield members_of(self.decomposition, number or 0), error
 
     def start_of(self, number: int) -> torch.Tensor | None:
         """What a delta is taken against, if it is not what the base gives back."""
@@ -247,6 +268,14 @@ class Encoder:
             return nullcontext()
         return ROOM.beside(self.holding.beside, self.holding.most)
 
+    def packed(
+        self, stored: StoredBases, fitted: GroupCodec, number: int, weight: torch.Tensor
+    ) -> Parts:
+        """The parts of a matrix alone; otherwise as `one`."""
+        codec = fitted.expert(number)
+        context = self.known.context(stored.decomposition.group, number, self.seed)
+        return packed_alone(codec, weight, stored.delta_start(number, codec), context).parts
+
     def one(
         self,
         stored: StoredBases,
@@ -296,23 +325,16 @@ def store_bases(
     bases = list(base.to(where)) if stacked else [base.to(where)]
     zeros = torch.zeros_like(bases[0])
     codec = form.stacked.fit(lambda chosen: [bases[number].float() for number in chosen])
-    sets = [members_of(decomposition, number) for number in range(len(bases))]
     contexts = [
-        known.base_context(decomposition.group, number, members, seed)
-        for number, members in enumerate(sets)
+        known.base_context(decomposition.group, number, members_of(decomposition, number), seed)
+        for number in range(len(bases))
     ]
     coded = packed_each(codec.codecs[0], bases, [zeros] * len(bases), contexts)
     given_back, unrounded = [], []
-    costs, router_noises = list[torch.Tensor | None](), list[torch.Tensor | None]()
-    for number, (each, packed) in enumerate(zip(bases, coded, strict=True)):
-        members, context = sets[number], contexts[number]
-        again = codec.expert(number).unpack(packed, zeros, context)
-        given_back.append(again)
+    for number, (packed, context) in enumerate(zip(coded, contexts, strict=True)):
+        given_back.append(codec.expert(number).unpack(packed, zeros, context))
         if is_shared:
             unrounded.append(codec.expert(number).unpack_as(torch.float32, packed, zeros, context))
-            error = difference(again, each)
-            costs.append(_cost_of(known.of_base, members, error, known.guiding))
-            router_noises.append(_cost_of(known.routers_of_base, members, error, known.guiding))
     tensors, lengths = codec.stack(_left(coded))
 
     def against(bases: list[torch.Tensor]) -> Decomposition:
@@ -328,9 +350,8 @@ def store_bases(
         replace(form, codec=codec.codecs[0], lengths=lengths),
         {f"base.{part}": tensor for part, tensor in tensors.items()},
         decomposition if is_shared else None,
-        _summed(costs),
-        _summed(router_noises),
         against(unrounded) if is_shared else None,
+        known,
     )
 
 

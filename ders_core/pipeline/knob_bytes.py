@@ -1,19 +1,21 @@
 """How many bytes matrices take with each knob, told from how often each level occurs in a sample.
 
 The sampled rows stay in memory; with a knob they are rounded and levels are counted, but nothing is
-coded, and no error is measured or made up for. So it tells how bytes change with the knob, and one
-encoding of a sample tells how many they are.
+coded, and no error is measured or made up for. Where the coder makes up for errors, steps are as
+coarse as it makes them then: that saves bits, and what it adds to values is small beside these. So
+it tells how bytes change with the knob, and about how many they are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from ders_core.checkpoint import Checkpoint, MatrixStack, OtherTensor
 from ders_core.codecs import Codec, EncodeContext, Entropy
+from ders_core.codecs.fitting.compensated import left_of
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.compute.pools import in_order
 from ders_core.compute.progress import Meter
@@ -24,9 +26,9 @@ from ders_core.errors import CodecError
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encoder import members_of
-from ders_core.pipeline.knowledge import group_curvatures, tensor_curvatures
+from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
 from ders_core.pipeline.plan import OtherEntry, Plan, PlanEntry, stack_of
-from ders_core.pipeline.sampling import SAMPLE, Rows
+from ders_core.pipeline.sampling import SAMPLE, USUAL
 from ders_core.units import number_text
 
 PER_OCTAVE = 8
@@ -74,9 +76,8 @@ class KnobBytes:
     """Bytes of a whole output as a function of the knob. Not for several threads.
 
     Reads the sample at once. plan, doubled: by a knob, the same for all, and by twice that; what is
-    alike in both takes as much with any. No errors are made up for in them. at: the knob's
-    logarithm to base 2. meter: told what is read, and for which knob levels are counted; may raise
-    to stop.
+    alike in both takes as much with any. at: the knob's logarithm to base 2. meter: told what is
+    read, and for which knob levels are counted; may raise to stop.
     """
 
     def __init__(
@@ -104,26 +105,43 @@ class KnobBytes:
         """The logarithm of the finest knob with which the whole takes at most so many bytes; that
         of the coarsest there is, if none does."""
         least, last = PER_OCTAVE * FINEST, PER_OCTAVE * COARSEST
-        start, step = round(PER_OCTAVE * self._at), PER_OCTAVE
-        while start < last and self._levels(start) == math.inf:
-            start += PER_OCTAVE
-        fine = coarse = start
-        if self._told(fine) > most:
-            while self._told(coarse) > most:
-                if coarse >= last:
-                    return COARSEST
-                fine, coarse, step = coarse, min(coarse + step, last), 2 * step
-        else:
-            while self._told(fine) <= most:
-                if fine <= least:
-                    return FINEST
-                fine, coarse, step = max(fine - step, least), fine, 2 * step
+        fine, coarse, looked_at = least - 1, last + 1, 0
+        number = round(PER_OCTAVE * self._at)
+        while number < last and self._levels(number) == math.inf:
+            number += PER_OCTAVE
         while coarse - fine > 1:
-            middle = (fine + coarse) // 2
-            fine, coarse = (middle, coarse) if self._told(middle) > most else (fine, middle)
+            fine, coarse = (number, coarse) if self._told(number) > most else (fine, number)
+            if fine == last:
+                return COARSEST
+            if coarse == least:
+                return FINEST
+            looked_at += 1
+            if fine < least or coarse > last:
+                number = min(max(number + self._ahead(number, most, looked_at), least), last)
+            else:
+                number = self._between(fine, coarse, most, is_halved=looked_at % 3 == 0)
         above, below = self._told(fine), self._told(coarse)
         share = (above - most) / (above - below) if most < above < math.inf else 1.0
         return (fine + share) / PER_OCTAVE
+
+    def _ahead(self, number: int, most: float, looked_at: int) -> int:
+        """How far to go from a number towards so many bytes: as where steps are fine, of which an
+        octave is a bit an entry, and farther each time, as bytes go with the knob no more than
+        that."""
+        over = (self._told(number) - most) / (self._ratio * max(self._per_octave, 1.0))
+        if not math.isfinite(over):
+            return PER_OCTAVE
+        steps = max(math.ceil(PER_OCTAVE * abs(over)), 1 << (looked_at - 1))
+        return steps if over > 0 else -steps
+
+    def _between(self, fine: int, coarse: int, most: float, *, is_halved: bool) -> int:
+        """A number between two that are too fine and not, where the line through both tells; or the
+        middle, as bytes go by no line."""
+        above, below = self._told(fine), self._told(coarse)
+        if is_halved or above == math.inf:
+            return (fine + coarse) // 2
+        told = fine + (above - most) / (above - below) * (coarse - fine)
+        return min(max(math.floor(told), fine + 1), coarse - 1)
 
     @property
     def finest(self) -> float:
@@ -215,6 +233,16 @@ def _sampled(
             yield from _of_tensor(coded, checkpoint, plan, calibration)
 
 
+def _counted_context(codec: Entropy, context: EncodeContext) -> EncodeContext:
+    """What levels are counted by: no second moments, which of all matrices would take gigabytes,
+    but what they leave of errors where a codec makes up for these."""
+    curvature, moments = context.curvature, context.moments
+    is_made_up = codec.rounding == "compensated" and moments is not None and moments.dim() == 2
+    if is_made_up and curvature is not None and curvature.total > 0:
+        curvature = left_of(curvature, cast(torch.Tensor, moments))
+    return replace(context, curvature=curvature, moments=None)
+
+
 def _of_group(
     entry: PlanEntry,
     other: PlanEntry,
@@ -225,28 +253,24 @@ def _of_group(
     """Deltas and bases that `other` codes otherwise. Of bases of several kinds, the first."""
     recipe = plan.recipe
     group = checkpoint.group(*entry.key, recipe.extended)
-    rows = Rows.of(group, SAMPLE)
-    known = group_curvatures(group, calibration).of_rows(rows.pieces, rows.share)
+    rows = USUAL.rows(group)
+    known = group_knowledge(group, calibration).of_rows(rows.pieces, rows.share)
     context = BaseContext("cpu", calibration.tokens_per_expert)
     some = recipe.base.decompositions(group.of_rows(rows.pieces), context)
     _, decomposition = next(iter(some))
     for number in rows.chosen:
         codec = entry.codec.expert(number)
         if codec != other.codec.expert(number):
-            delta = TriedDelta(decomposition.delta(number))
             own = known.context(decomposition.group, number, recipe.seed)
             each = group.shape[0] / len(rows.chosen)
-            most = each * _most(codec, group)
-            yield SampledLevels(delta, cast(Entropy, codec), own, rows.share, each, most)
+            yield _levels_of(decomposition.delta(number), codec, own, group, rows.share, each)
     if entry.base is None or entry.base == other.base:
         return
     codec, base = entry.base.codec, decomposition.base
     for number, matrix in enumerate([base] if decomposition.bases is None else base):
         sharing = members_of(decomposition, number)
         own = known.base_context(decomposition.group, number, sharing, recipe.seed)
-        delta = TriedDelta(matrix.float())
-        most = _most(codec, group)
-        yield SampledLevels(delta, cast(Entropy, codec), own, rows.share, 1, most)
+        yield _levels_of(matrix.float(), codec, own, group, rows.share, 1)
 
 
 def _of_tensor(
@@ -254,18 +278,27 @@ def _of_tensor(
 ) -> Iterator[SampledLevels]:
     recipe = plan.recipe
     stack = cast(OtherTensor, stack_of(checkpoint, recipe, coded.key))
-    rows = Rows.of(stack, SAMPLE)
-    known = tensor_curvatures(stack, calibration).of_rows(rows.pieces, rows.share)
+    rows = USUAL.rows(stack)
+    known = tensor_knowledge(stack, calibration).of_rows(rows.pieces, rows.share)
     decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
     each = stack.shape[0] / len(rows.chosen)
-    most = each * _most(coded.codec, stack)
     for number in rows.chosen:
         own = known.context(decomposition.group, number, recipe.seed)
-        delta = TriedDelta(decomposition.delta(number))
-        yield SampledLevels(delta, cast(Entropy, coded.codec), own, rows.share, each, most)
+        delta = decomposition.delta(number)
+        yield _levels_of(delta, coded.codec, own, stack, rows.share, each)
 
 
-def _most(codec: Codec, stack: MatrixStack) -> int:
-    """What a plan has for a matrix."""
+def _levels_of(
+    delta: torch.Tensor,
+    codec: Codec,
+    context: EncodeContext,
+    stack: MatrixStack,
+    share: float,
+    matrices: float,
+) -> SampledLevels:
+    """delta: of sampled rows. share, matrices: as of `SampledLevels`."""
+    assert isinstance(codec, Entropy), "it has a knob"
     parts = codec.parts((stack.shape[1], stack.shape[2]), stack.dtype)
-    return sum(parts[name].nbytes for name in codec.ragged)
+    most = matrices * sum(parts[name].nbytes for name in codec.ragged)
+    counted = _counted_context(codec, context)
+    return SampledLevels(TriedDelta(delta), codec, counted, share, matrices, most)

@@ -169,14 +169,6 @@ def group_knowledge(
     )
 
 
-def group_curvatures(group: ExpertGroup, calibration: Calibration) -> Knowledge:
-    """Curvatures of a group and its bases alone: no moments are read."""
-    return Knowledge(
-        curvatures=calibration.curvatures(group),
-        of_base=partial(calibration.base_curvature, group),
-    )
-
-
 def tensor_knowledge(tensor: OtherTensor, calibration: Calibration | None) -> Knowledge:
     """What a calibration knows of a tensor outside the experts."""
     if calibration is None:
@@ -199,11 +191,6 @@ def tensor_knowledge(tensor: OtherTensor, calibration: Calibration | None) -> Kn
         if tensor.kind == "head"
         else None,
     )
-
-
-def tensor_curvatures(tensor: OtherTensor, calibration: Calibration) -> Knowledge:
-    """Those of a tensor outside the experts alone, likewise."""
-    return Knowledge(curvatures=_of_pieces(tensor, calibration.others.curvature(tensor.name)))
 
 
 def _of_pieces(tensor: OtherTensor, curvature: Curvature | None) -> tuple[Curvature, ...] | None:

@@ -9,10 +9,9 @@ from typing import Any
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress, quiet
-from ders_core.pipeline.budget import LARGER
 from ders_core.pipeline.forecast import Forecast, forecast
 from ders_core.pipeline.plan import resolve
-from ders_core.pipeline.sampling import SAMPLE
+from ders_core.pipeline.sampling import LARGER
 from ders_core.recipe import Recipe
 from ders_core.tune.allocate import Allocation, Solver
 from ders_core.tune.bounds import Bound
@@ -100,7 +99,7 @@ def tune(
         allocation = solver.solve(asked)
         recipe = as_recipe(allocation, checkpoint, calibration, name=name)
         plan = resolve(recipe, checkpoint)
-        told = forecast(plan, checkpoint, progress=progress, sample=LARGER * SAMPLE)
+        told = forecast(plan, checkpoint, progress=progress, extent=LARGER)
         tried += 1
         over = _over(bound, told.bytes_after, checkpoint.bytes_total)
         if over <= 1 or tried == MOST_TRIED:

@@ -12,7 +12,8 @@ from ders_core.codecs.gain import Gain
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CodecError
 from ders_core.later import pd
-from ders_core.pipeline.forecast import Forecast, ForecastEntry
+from ders_core.pipeline.forecast import Forecast
+from ders_core.pipeline.foretold import ForecastEntry
 from ders_core.pipeline.plan import Plan, PlanEntry
 from ders_core.pipeline.quality import GAIN, NOISE
 

@@ -14,11 +14,12 @@ from support.codec_support import context, gauss, inputs, second_moments
 from ders_core.codecs import Codec, EncodeContext, Entropy, make_codec
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.curvature import DAMPING, Curvature, correlation_of
-from ders_core.codecs.fitting.compensated import succession_of
+from ders_core.codecs.fitting.compensated import left_of, succession_of
 from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
+from ders_core.errors import CodecError
 from ders_core.pipeline.believed import Inputs
 
 OUT, WIDTH = 67, 150
@@ -116,6 +117,20 @@ def test_what_is_left_is_what_least_squares_leaves() -> None:
         share = ordered[place, place + 1 :]
         least = ordered[place, place] - share @ torch.linalg.solve(later, share)
         assert float(left[place]) == pytest.approx(float(least), rel=1e-9)
+
+
+def test_what_is_left_needs_no_rounding() -> None:
+    """Moments that cannot be such are refused, as where values are rounded."""
+    moments = related_inputs(300)
+    known = known_of(moments)
+    assert known.curvature is not None
+    left, found = succession_of(moments).left(known.curvature), left_of(known.curvature, moments)
+    torch.testing.assert_close(found.columns, left.columns, rtol=1e-6, atol=0)
+    assert torch.equal(found.rows, known.curvature.rows)
+    assert float(found.columns.sum()) < 0.9 * float(known.curvature.columns.sum())
+    wrong = torch.full((3, 3), 2.0).fill_diagonal_(1.0)
+    with pytest.raises(CodecError, match="not positive definite"):
+        left_of(Curvature(torch.ones(3), torch.ones(3)), wrong)
 
 
 def test_fewer_bytes_at_the_same_cost() -> None:

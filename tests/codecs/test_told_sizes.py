@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.steps import Steps
-from ders_core.codecs.coding.told_bytes import told_bytes
+from ders_core.codecs.coding.told_bytes import told_bytes, unseen_bytes
 
 SHAPE = 90, 110
 
@@ -65,3 +65,24 @@ def test_of_many_levels_tables_tell(classed: bool, count: int, falling: float, s
     likely = falling ** np.sqrt(np.arange(count))
     stream = written(likely / likely.sum(), classed, seed)
     assert abs(stream.by_tables - stream.nbytes) <= 8
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_some_rows_tell_what_all_take(seed: int) -> None:
+    """Of 640 rows that 40 are a sample of: by their own counts they would take less, as they lack
+    levels and factors that others have."""
+    random = np.random.default_rng(seed)
+    levels = np.rint(random.normal(0, 60, (640, 110))).astype(np.int64)
+    rows, columns = random.integers(-4, 5, 640), np.zeros(110, dtype=np.int64)
+
+    def counted(count: int) -> tuple[Steps, np.ndarray]:
+        found = np.bincount((levels[:count] - levels.min()).ravel())
+        return Steps(rows[:count], columns), found[None]
+
+    def told(steps: Steps, counts: np.ndarray, copies: int) -> float:
+        return told_bytes(steps, copies * counts)
+
+    whole, some = told(*counted(640), 1), counted(40)
+    plain = told(*some, 16)
+    assert plain < 0.985 * whole
+    assert 0.99 * whole < plain + 15 * unseen_bytes(*some) < 1.005 * whole

@@ -26,8 +26,10 @@ from ders_core.pipeline.budget import (
     with_knob,
 )
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.forecast import Forecast, ForecastEntry, forecast
+from ders_core.pipeline.forecast import Forecast, forecast
+from ders_core.pipeline.foretold import ForecastEntry
 from ders_core.pipeline.plan import Plan, resolve
+from ders_core.pipeline.sampling import BYTES_ALONE, LARGER, Extent
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
 from ders_core.recipe.budget import Budget
@@ -163,7 +165,9 @@ def test_a_budget_of_kl(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
     report = compress(mixtral_dir, tmp_path / "out", found.recipe)
     assert report.predicted_kl == pytest.approx(0.02, rel=0.15)
     assert found.told.bytes_after == report.bytes_after
-    assert not forecast(found.plan, open_checkpoint(mixtral_dir), sample=1 << 9).exact
+    assert not forecast(
+        found.plan, open_checkpoint(mixtral_dir), extent=Extent(1 << 9, 1 << 9, 4)
+    ).exact
 
 
 def test_a_plan_says_where_lossless_takes_less(
@@ -180,10 +184,10 @@ def test_a_plan_says_where_lossless_takes_less(
         for entry in plan.entries
     ]
     told, asked_of = Forecast(tuple(entries), 9_000_000, None), list[Plan]()
-    samples, compared = list[int](), list[bool]()
+    extents, compared = list[Extent](), list[bool]()
 
-    def foretell(plan: Plan, *_: Any, sample: int, with_lossless: bool, **__: Any) -> Forecast:
-        samples.append(sample)
+    def foretell(plan: Plan, *_: Any, extent: Extent, with_lossless: bool, **__: Any) -> Forecast:
+        extents.append(extent)
         compared.append(with_lossless)
         asked_of.append(plan)
         return told
@@ -204,7 +208,8 @@ def test_a_plan_says_where_lossless_takes_less(
     ders("plan", mixtral_dir, "--recipe", file, "--predict")
     assert asked_of == []  # what was foretold of the knob that was taken is told
     whole = ders("plan", mixtral_dir, "--recipe", file, "--whole").stdout
-    assert samples[-1] >= source.bytes_total > 0
+    assert extents[-1] == Extent.of_all(source)
+    assert min(extents[-1].values, extents[-1].judged) >= source.bytes_total > 0
     assert "about 9.0 MB" in whole
     assert "sample" not in whole
     ders("plan", mixtral_dir, "--recipe", file, "--whole", "--predict")
@@ -220,6 +225,28 @@ def test_a_plan_says_where_lossless_takes_less(
     done = ders("plan", mixtral_dir, "--recipe", file)
     assert "lossless would take about 6.0 MB less" in done.stdout, done.stdout
     assert asked_of == [plan, plan, plan]
+    assert extents[-1] == LARGER
+
+
+@pytest.mark.parametrize("budget", [{"share": 0.4}, {"kl": 0.02}])
+def test_a_run_settles_as_a_plan_does_and_foretells_no_more_than_it_must(
+    mixtral_dir: Path,
+    calibration: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: dict[str, float],
+) -> None:
+    recipe, source = asking(calibration, budget), open_checkpoint(mixtral_dir)
+    assert recipe.budget is not None
+    of_plan = settled(recipe, recipe.budget, source)
+    extents = list[Extent]()
+
+    def foretell(*args: Any, extent: Extent, **fields: Any) -> Forecast:
+        extents.append(extent)
+        return forecast(*args, extent=extent, **fields)
+
+    monkeypatch.setattr("ders_core.pipeline.budget.forecast", foretell)
+    assert settle(recipe, source) == of_plan.recipe
+    assert extents[-1] == (BYTES_ALONE if recipe.budget.kl is None else LARGER)
 
 
 def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:

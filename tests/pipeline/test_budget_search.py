@@ -18,6 +18,7 @@ from ders_core.pipeline.budget import settled
 from ders_core.pipeline.forecast import Forecast
 from ders_core.pipeline.knob_bytes import SampledLevels
 from ders_core.pipeline.plan import Plan
+from ders_core.pipeline.sampling import Extent
 from ders_core.recipe.budget import Budget
 
 
@@ -50,7 +51,7 @@ def made_up(
             raise CodecError("too fine")
         return levels.entries * bits(knob) / 8
 
-    def told(plan: Plan, checkpoint: Any, *, sample: int, with_lossless: bool) -> Forecast:
+    def told(plan: Plan, checkpoint: Any, *, extent: Extent, with_lossless: bool) -> Forecast:
         (rule,) = plan.recipe.base_codec
         assert isinstance(rule.codec, Entropy)
         assert rule.codec.rounding == "compensated"

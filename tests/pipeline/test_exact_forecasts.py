@@ -18,6 +18,7 @@ from ders_core.pipeline.compress import compress
 from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.knowledge import encode_expert
 from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.sampling import Extent
 from ders_core.recipe import Recipe
 
 STREAM = {"codec": "entropy", "bits": 2}
@@ -93,3 +94,27 @@ def test_what_can_be_exact(
         report = compress(mixtral_dir, tmp_path / "out", asked)
         assert told.bytes_after == report.bytes_after
         assert f"exactly {report.bytes_after:,} bytes" in line
+
+
+@pytest.mark.parametrize("base", ["mean", "none", "auto"])
+def test_losses_are_told_by_fewer_rows_than_bytes_are(large: Checkpoint, base: str) -> None:
+    """A sample for each. Without losses the bytes are the same, and nothing else is told."""
+    fields = {"base": base} if base == "none" else {"base": base, "base_codec": STREAM}
+    plan = resolve(recipe(STREAM, **fields), large)
+    every, few = 256 * 384, 64 * 384
+    both = forecast(plan, large, extent=Extent(every, few, 3), with_lossless=True)
+    of_all, of_few, alone = (
+        forecast(plan, large, extent=extent, with_lossless=True)
+        for extent in (Extent(every, every, 3), Extent(few, few, 3), Extent(every, 0, 3))
+    )
+    for told in (both, alone):
+        assert told.bytes_after == of_all.bytes_after != of_few.bytes_after
+        assert told.exact == of_all.exact == (base != "auto")
+        assert [(entry.bytes_after, entry.bytes_lossless) for entry in told.entries] == [
+            (entry.bytes_after, entry.bytes_lossless) for entry in of_all.entries
+        ]
+    losses = [[(e.base, e.gain, e.noise) for e in each.entries] for each in (both, of_few, of_all)]
+    assert losses[0] == losses[1] != losses[2]
+    assert alone.predicted_kl is None
+    if base != "auto":  # which has to know what is lost
+        assert [(e.gain, e.noise) for e in alone.entries] == [(None, None)] * len(alone.entries)

@@ -20,6 +20,7 @@ from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.predicted import removal_costs, shrinkage_cost
 from ders_core.pipeline.recipe_files import check_files
+from ders_core.pipeline.sampling import Extent
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
 
@@ -198,7 +199,7 @@ def test_a_forecast_from_few_rows_is_near(
     plan = resolve(recipe, source)
     whole = forecast(plan, source)
     monkeypatch.setattr(module, "BLOCK", 4)
-    sample = forecast(plan, source, sample=32 * 20)
+    sample = forecast(plan, source, extent=Extent(32 * 20, 32 * 20, 4))
     for entry, other in zip(sample.entries, whole.entries, strict=True):
         assert entry.noise == pytest.approx(other.noise, rel=0.1)
         assert entry.noise != other.noise

@@ -15,6 +15,7 @@ from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.sampling import Extent
 from ders_core.pipeline.without_loss import lossless_note
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
 from ders_core.units import bytes_text
@@ -54,7 +55,8 @@ def test_lossless_bytes_are_foretold(
 def test_a_sample_promises_no_more(source: Checkpoint, tmp_path: Path) -> None:
     """Tables of streams weigh the more in it, the smaller it is: rather too many bytes."""
     lossy = Recipe(name="8", rules=(Rule(codec=Quantized(bits=8)),))
-    told = forecast(resolve(lossy, source), source, sample=OUT * WIDTH // 4, with_lossless=True)
+    quarter = Extent(OUT * WIDTH // 4, OUT * WIDTH // 4, 4)
+    told = forecast(resolve(lossy, source), source, extent=quarter, with_lossless=True)
     exact = lossy.changed(rules=(Rule(codec=Lossless()),))
     report = compress(source.path, tmp_path / "packed", exact)
     for entry, written in zip(told.entries, report.entries, strict=True):

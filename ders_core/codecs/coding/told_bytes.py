@@ -4,6 +4,8 @@ levels are hundreds, frequencies of 1/2^12 code them one or two per cent worse."
 
 from __future__ import annotations
 
+import math
+
 from ders_core.codecs.coding.frequencies import entropy_bytes
 from ders_core.codecs.coding.level_stream import factor_bytes, lanes_log2_of, stream_bytes
 from ders_core.codecs.coding.level_tables import LevelTables
@@ -40,6 +42,18 @@ def told_bytes(steps: Steps | None, counts: np.ndarray) -> float:
         heads, coded = heads + head, coded + symbols
     lanes = 1 << lanes_log2_of(round(8 * coded)) if coded else 0
     return heads + coded + OF_LANE * lanes
+
+
+def unseen_bytes(steps: Steps | None, counts: np.ndarray) -> float:
+    """By how much more other rows of the same kind take than these do by their own counts. They
+    have levels that are rare here, or do not occur: half a nat for each level but one (Miller
+    1955). And factors of their own. steps, counts: as of `told_bytes`."""
+    occurring = np.count_nonzero(counts, axis=1)
+    of_rows = 0.0
+    if steps is not None:
+        _, factors = steps.counted[0]
+        of_rows = entropy_bytes(factors)
+    return of_rows + float((occurring - 1).clip(0).sum()) / (16 * math.log(2))
 
 
 def _section(counts: np.ndarray, common: int) -> tuple[float, float]:
