@@ -44,6 +44,19 @@ def test_a_budget_becomes_a_recipe_that_keeps_to_it(scored: Scored, tmp_path: Pa
     assert report.predicted_kl == pytest.approx(printed["predicted_kl"], rel=0.2)
 
 
+def test_low_rank_leaves_no_part_of_a_budget_unused(scored: Scored, tmp_path: Path) -> None:
+    """Rows do not tell what it takes; that is no reason to ask for less than there may be."""
+    place, recipe = scored.checkpoint.path, tmp_path / "low.yaml"
+    known = ("--calibration", scored.calibration, "-o", recipe, "--json")
+    done = ders("tune", place, "--budget", "60%", "--pin", "0-1=lowrank", *known)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["bytes_after"] <= 0.6 * printed["bytes_before"]
+    report = compress(place, tmp_path / "packed", load_recipe(recipe))
+    assert report.bytes_after == pytest.approx(printed["bytes_after"], rel=0.03)
+    assert report.bytes_after > 0.55 * report.bytes_before
+
+
 def test_pins_floors_and_a_rise_are_kept(scored: Scored, tmp_path: Path) -> None:
     place, recipe = scored.checkpoint.path, tmp_path / "r.yaml"
     known = ("--calibration", scored.calibration, "-o", recipe, "--json")
