@@ -212,7 +212,9 @@ def tables(source: Checkpoint) -> None:
         },
     )
     others = reads.other_tensors(source)
-    with st.expander(f"Other tensors ({len(others)}), carried over as they are"):
+    with st.expander(
+        f"Other tensors ({len(others)}), which stay as they are unless the recipe codes them"
+    ):
         st.dataframe(
             others,
             hide_index=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from ders_core.cli.options import (
     SchedulerOption,
     WrittenDtypeOption,
 )
+from ders_core.cli.plan_tables import print_tables
 from ders_core.errors import CheckpointError, RecipeError
 from ders_core.units import bytes_text, listed, number_text, share_text
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ders_core.checkpoint import Checkpoint
     from ders_core.pipeline.budget import Settled
     from ders_core.pipeline.forecast import Forecast
-    from ders_core.pipeline.plan import OtherEntry, Plan
+    from ders_core.pipeline.plan import Plan
     from ders_core.recipe import Recipe
 
 WORTH_TELLING = 0.005
@@ -93,33 +94,13 @@ def plan(
                 with_lossless=with_lossless,
             )
     how = "" if whole else ", by a sample (--whole tells the last byte)"
-    if foretold is not None and (predict or whole):
-        _print_forecast(planned, foretold, how, knob, as_json)
-        return
     if as_json:
-        print_json(planned.to_dict() | _of_budget(planned, foretold, knob))
+        if foretold is not None and (predict or whole):
+            print_json({**knob, **foretold.to_dict()})
+        else:
+            print_json(planned.to_dict() | _of_budget(planned, foretold, knob))
         return
-    print_table(
-        ["layer", "projection", "codec", "before", "after"],
-        [
-            [
-                str(entry.layer),
-                entry.projection,
-                entry.codec.label,
-                bytes_text(entry.bytes_before),
-                ("" if entry.exact else "≤ ") + bytes_text(entry.bytes_after),
-            ]
-            for entry in planned.entries
-        ],
-    )
-    if planned.others:
-        print_table(
-            ["other tensors", "codec", "before", "after"],
-            [
-                [f"{kind} ({len(entries)})", codec, *_sizes(entries)]
-                for (kind, codec), entries in _by_kind_and_codec(planned).items()
-            ],
-        )
+    print_tables(planned, foretold)
     for remark in planned.remarks:
         print_line(f"note: {remark}")
     if foretold is not None:
@@ -134,23 +115,6 @@ def plan(
     )
     if planned.loses:
         print_line(f"note: {NOT_COMPARED}")
-
-
-def _by_kind_and_codec(planned: Plan) -> dict[tuple[str, str], list[OtherEntry]]:
-    sets: dict[tuple[str, str], list[OtherEntry]] = {}
-    for entry in planned.others:
-        sets.setdefault((entry.kind, entry.codec.label), []).append(entry)
-    return sets
-
-
-def _sizes(entries: Sequence[OtherEntry]) -> tuple[str, str]:
-    """Before and after, of tensors of one kind and codec."""
-    before, after = (
-        sum(entry.bytes_before for entry in entries),
-        sum(entry.bytes_after for entry in entries),
-    )
-    bound = "" if all(entry.exact for entry in entries) else "≤ "
-    return bytes_text(before), bound + bytes_text(after)
 
 
 def _settled(
@@ -189,30 +153,6 @@ def _of_budget(
         "exact": foretold.exact,
         "predicted_kl": foretold.predicted_kl,
     }
-
-
-def _print_forecast(
-    planned: Plan, foretold: Forecast, how: str, knob: Mapping[str, float], as_json: bool
-) -> None:
-    if as_json:
-        print_json({**knob, **foretold.to_dict()})
-        return
-    print_table(
-        ["layer", "projection", "codec", "before", "after", "gain", "noise"],
-        [
-            [
-                str(entry.layer),
-                entry.projection,
-                entry.codec.label,
-                bytes_text(entry.bytes_before),
-                bytes_text(told.bytes_after),
-                "unknown" if told.gain is None else f"{told.gain:.3f}",
-                "unknown" if told.noise is None else f"{told.noise:.3f}",
-            ]
-            for entry, told in zip(planned.entries, foretold.entries, strict=True)
-        ],
-    )
-    _print_outlook(planned, foretold, how)
 
 
 def _print_outlook(planned: Plan, foretold: Forecast, how: str) -> None:

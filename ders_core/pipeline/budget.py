@@ -284,8 +284,8 @@ class _Search(ABC):
         label = self._budget.label
         if self._budget.kl is not None or not math.isfinite(self._least):
             return (
-                f"no knob meets the budget of {label}; give a larger one, or code everything "
-                "without loss (preset lossless-whole)"
+                f"no knob meets the budget of {label}; give a larger one, fewer rules beside it, "
+                "or code everything without loss (preset lossless-whole)"
             )
         return (
             f"no knob that was tried meets the budget of {label}: with each the output takes "

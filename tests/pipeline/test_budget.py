@@ -27,7 +27,7 @@ from ders_core.pipeline.budget import (
 )
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.forecast import Forecast, forecast
-from ders_core.pipeline.foretold import ForecastEntry
+from ders_core.pipeline.foretold import ForecastEntry, OtherForecast
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.pipeline.sampling import BYTES_ALONE, LARGER, Extent
 from ders_core.pipeline.verify import verify
@@ -183,7 +183,12 @@ def test_a_plan_says_where_lossless_takes_less(
         )
         for entry in plan.entries
     ]
-    told, asked_of = Forecast(tuple(entries), 9_000_000, None), list[Plan]()
+    others = [
+        OtherForecast(other.name, 1000, None, None, None, other.bytes_before)
+        for other in plan.others
+    ]
+    told = Forecast(tuple(entries), 9_000_000, None, tuple(others))
+    asked_of = list[Plan]()
     extents, compared = list[Extent](), list[bool]()
 
     def foretell(plan: Plan, *_: Any, extent: Extent, with_lossless: bool, **__: Any) -> Forecast:
