@@ -11,12 +11,14 @@ from ders_core.recipe import Recipe
 from ders_core.recipe.budget import Budget
 from ders_core.ui.calculation_bar import with_bar
 from ders_core.ui.calculations import rules_of_budget
+from ders_core.ui.foretold import remember
 
 
 def budget_section(
     recipe: Recipe, budget: Budget, source: Checkpoint, change: Callable[[Recipe], None]
 ) -> None:
-    """Finds the knob, with a bar meanwhile; the rules that it gives become the current recipe."""
+    """Finds the knob, with a bar meanwhile; the rules that it gives become the current recipe, and
+    what samples told of them is its forecast."""
     st.info(
         f"This recipe has a budget: {budget.label}. One knob decides how finely each matrix is "
         "coded; samples of all of them tell which knob meets it. A run finds it by itself; its "
@@ -24,7 +26,10 @@ def budget_section(
     )
     if not st.button("Find the knob", key="budget_settle", type="primary"):
         return
-    text = with_bar(rules_of_budget, source, recipe, "encoding samples")
-    if text is not None:
-        change(Recipe.from_yaml(text))
+    found = with_bar(rules_of_budget, source, recipe, "encoding samples")
+    if found is not None:
+        text, told = found
+        with_rules = Recipe.from_yaml(text)
+        remember(source, with_rules, told)
+        change(with_rules)
         st.rerun()

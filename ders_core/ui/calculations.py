@@ -9,12 +9,13 @@ from ders_core.analysis.pair_difference import PairDifference, pair_difference
 from ders_core.analysis.summary import Summary, summarize
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress
-from ders_core.errors import CheckpointError
+from ders_core.errors import CheckpointError, RecipeError
 from ders_core.packed.open import open_checkpoint
-from ders_core.pipeline.budget import settle
+from ders_core.pipeline.budget import settled
 from ders_core.pipeline.forecast import Forecast, forecast
 from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.recipe_files import check_files
+from ders_core.pipeline.sampling import LARGER
 from ders_core.recipe import Recipe
 
 
@@ -40,11 +41,19 @@ def _forecast(
     return forecast(plan, source, progress=progress, with_lossless=True, whole=whole)
 
 
-def rules_of_budget(place: str, version: str, recipe_yaml: str, *, progress: Progress) -> str:
-    """The recipe, as YAML, with rules in the place of its budget; otherwise as `foretell`."""
-    return settle(
-        Recipe.from_yaml(recipe_yaml), _opened(place, version), progress=progress
-    ).to_yaml()
+def rules_of_budget(
+    place: str, version: str, recipe_yaml: str, *, progress: Progress
+) -> tuple[str, Forecast]:
+    """The recipe, as YAML, with rules in the place of its budget, and what is foretold of these;
+    otherwise as `foretell`."""
+    source, recipe = _opened(place, version), Recipe.from_yaml(recipe_yaml)
+    if recipe.budget is None:
+        raise RecipeError(f"{recipe.name} has no budget that could become rules")
+    found = settled(recipe, recipe.budget, source, progress=progress, with_lossless=True)
+    told = found.told
+    if told is None:  # the budget named the knob: no sample was needed
+        told = forecast(found.plan, source, progress=progress, extent=LARGER, with_lossless=True)
+    return found.recipe.to_yaml(), told
 
 
 def first_look(place: str, version: str, verdict: Verdict | None, *, progress: Progress) -> Summary:

@@ -38,6 +38,11 @@ def foretold(
     return found
 
 
+def remember(source: Checkpoint, recipe: Recipe, told: Forecast) -> None:
+    """Keep the forecast of a recipe, made in some other way, as if *Predict* had made it."""
+    _keep(_version(source, recipe), told)
+
+
 def foretold_at_once(
     source: Checkpoint, recipe: Recipe, how: OfRecipe[Forecast] = foretell
 ) -> Forecast | None:

@@ -17,7 +17,10 @@ from ders_core.jobs.kinds.run import RunResult
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.budget import check_budget, settle, with_knob
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.quality import PREDICTED_KL
 from ders_core.recipe import Recipe
+from ders_core.units import bytes_text
 
 
 def test_a_run_settles_its_budget(
@@ -56,18 +59,23 @@ def test_a_run_settles_its_budget(
     assert "budget" in " ".join(warning.value for warning in app.warning)
 
 
-def test_a_budget_becomes_rules(app: AppTest, mixtral_dir: Path, workspace: Workspace) -> None:
+@pytest.mark.parametrize("budget", ["knob: 0.01", "kl: 0.02", "share: 30%"])
+def test_a_budget_becomes_rules(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, tmp_path: Path, budget: str
+) -> None:
+    """Their bytes and KL are told at once, as a run will have them."""
     source, path = open_checkpoint(mixtral_dir), workspace.path / "gradients.safetensors"
     with_gradients(source, path, others=["lm_head.weight"])
     asked = Recipe.from_yaml(
-        f"version: 2\nname: whole\ncalibration: {path}\nbudget: {{knob: 0.01}}\n"
+        f"version: 2\nname: whole\ncalibration: {path}\nbudget: {{{budget}}}\n"
     )
+    assert asked.budget is not None
     on(opened(app, mixtral_dir), "recipe")
     next(area for area in app.text_area if area.label == "YAML").set_value(asked.to_yaml()).run()
     app.button(key="yaml_apply").click().run()
     assert not app.exception
     assert recipe_of(app) == asked
-    assert "knob 0.0100" in words(app)
+    assert asked.budget.label in words(app)
     app.button(key="budget_settle").click().run()
     assert not app.exception
     assert not app.error
@@ -76,4 +84,9 @@ def test_a_budget_becomes_rules(app: AppTest, mixtral_dir: Path, workspace: Work
     codec = recipe.codec(0, "up")
     assert isinstance(codec, Entropy)
     assert codec.rounding == "unbiased"
-    assert "Weight files now" in {metric.label for metric in app.metric}
+    report = compress(mixtral_dir, tmp_path / "out", recipe)
+    assert report.predicted_kl is not None
+    told = {metric.label: metric.value for metric in app.metric}
+    assert told["After"] == bytes_text(report.bytes_after)
+    assert told["Predicted KL"] == PREDICTED_KL.text(report.predicted_kl)
+    assert "predict" not in {button.key for button in app.button}  # there is nothing left to ask
