@@ -38,9 +38,16 @@ def beside_section(plan: Plan, source: Checkpoint, change: Change, fresh: Fresh)
         },
     )
     st.caption(
-        "What is not a delta. Bases are what experts have in common; deltas are taken against what "
-        "the coded base gives back. Sizes of lossless and entropy-coded forms are upper bounds."
+        f"What is not a delta. Bases are what experts have in common; {_error_of_bases(plan)}. "
+        "Sizes of lossless and entropy-coded forms are upper bounds."
     )
+
+
+def _error_of_bases(plan: Plan) -> str:
+    """Who has what coded bases lose."""
+    if plan.recipe.shares_base_error:
+        return "deltas are taken against the base as it was, and all experts have its error"
+    return "deltas are taken against what the coded base gives back"
 
 
 def _take(rows: pd.DataFrame, key: str, change: Change, fresh: Fresh) -> None:

@@ -89,4 +89,6 @@ def test_a_budget_becomes_rules(
     told = {metric.label: metric.value for metric in app.metric}
     assert told["After"] == bytes_text(report.bytes_after)
     assert told["Predicted KL"] == PREDICTED_KL.text(report.predicted_kl)
+    assert recipe.shares_base_error
+    assert "all experts have its error" in words(app)
     assert "predict" not in {button.key for button in app.button}  # there is nothing left to ask
