@@ -77,9 +77,9 @@ def _print_others(planned: Plan, foretold: Forecast | None) -> None:
         of_kind.append((entry.bytes_before, after, is_exact))
     rows = []
     for (kind, codec), tensors in sizes.items():
-        before, after, exact = zip(*tensors, strict=True)
-        most = _at_most(sum(after), exact=all(exact))
-        rows.append([f"{kind} ({len(tensors)})", codec.label, bytes_text(sum(before)), most])
+        all_before, all_after, exact = zip(*tensors, strict=True)
+        most = _at_most(sum(all_after), exact=all(exact))
+        rows.append([f"{kind} ({len(tensors)})", codec.label, bytes_text(sum(all_before)), most])
     print_table(["other tensors", "codec", "before", "after"], rows)
 
 
