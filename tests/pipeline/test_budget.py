@@ -170,6 +170,15 @@ def test_a_budget_of_kl(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
     ).exact
 
 
+def test_rules_may_lose_more_than_a_budget_of_kl(mixtral_dir: Path, calibration: Path) -> None:
+    """Whatever the knob is: one sentence says what to do, about the rules too."""
+    rules = [{"codec": "sparse", "drop_rate": 0.99, "rescale": "unbiased"}]
+    recipe = asking(calibration, {"kl": 1e-6}, rules=rules)
+    assert recipe.budget is not None
+    with raises_saying(RecipeError, "kl 0.00000100", "fewer rules", "lossless-whole"):
+        settled(recipe, recipe.budget, open_checkpoint(mixtral_dir))
+
+
 def test_a_plan_says_where_lossless_takes_less(
     mixtral_dir: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
