@@ -24,7 +24,7 @@ from ders_core.ui.left_sessions import shut_down_left
 from ders_core.ui.linked_recipe import follow_linked_recipe, show_refused
 from ders_core.ui.place_title import place_title
 from ders_core.ui.plain import name, plain, show_error
-from ders_core.ui.plot_theme import theme_was_left
+from ders_core.ui.plot_theme import forget_theme, theme_was_left
 from ders_core.ui.predicted_size import PredictedSize
 from ders_core.units import bytes_text
 
@@ -96,6 +96,7 @@ def show_fault(error: Exception) -> bool:
 def sidebar() -> None:
     """The open checkpoint, the current recipe and the worker."""
     st.session_state[_FRAMED] = True
+    forget_theme()
     shut_down_left()
     if os.environ.pop(DEMO_VARIABLE, None):
         open_demo()
