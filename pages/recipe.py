@@ -70,7 +70,7 @@ def totals(
             width="content",
         )
         if told is not None:
-            forecast_cells(told, in_table=in_table)
+            forecast_cells(told, plan.recipe, in_table=in_table)
         else:
             forecast_button(source, plan.recipe)
         st.page_link("pages/runs.py", label="Run it", icon=":material/play_arrow:")
