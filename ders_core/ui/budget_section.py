@@ -7,10 +7,12 @@ from collections.abc import Callable
 import streamlit as st
 
 from ders_core.checkpoint import Checkpoint
+from ders_core.errors import DersError
 from ders_core.recipe import Recipe
 from ders_core.recipe.budget import Budget
 from ders_core.ui.calculation_bar import with_bar
 from ders_core.ui.calculations import rules_of_budget
+from ders_core.ui.plain import show_error
 
 
 def budget_section(
@@ -25,6 +27,11 @@ def budget_section(
     if not st.button("Find the knob", key="budget_settle", type="primary"):
         return
     text = with_bar(rules_of_budget, source, recipe, "encoding samples")
-    if text is not None:
+    if text is None:
+        return
+    try:
         change(Recipe.from_yaml(text))
+    except DersError as error:
+        show_error(error)
+    else:
         st.rerun()
