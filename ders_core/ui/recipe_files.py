@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import streamlit as st
@@ -56,26 +57,41 @@ def check_places(recipe: Recipe) -> None:
         workspace().check_allowed(file)
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """A file that was read. stamp: as it was then; None where a later change need not give another
+    one, and then the content decides. content: its hash. result: the recipe, or why it is none."""
+
+    stamp: Stamp | None
+    content: str
+    result: Recipe | str
+
+
 @st.cache_resource(show_spinner=False)
-def _tried() -> dict[Path, tuple[Stamp, Recipe | str]]:
-    """Files that were read, as they were then, with their recipes, or why they are none. Reading a
-    long one takes seconds, and pages ask for all of them whenever they are drawn."""
+def _tried() -> dict[Path, _Tried]:
+    """Files that were read. Making a recipe of a long text takes seconds, and pages ask for all of
+    them whenever they are drawn."""
     return {}
 
 
 def _try(file: Path) -> Recipe | str:
     """The recipe of a file, or why it is none. Raises OSError if there is no such file."""
     now, known = stamp(file), _tried().get(file)
-    if known is not None and known[0] == now:
-        return known[1]
-    found: Recipe | str
+    if known is not None and known.stamp == now:
+        return known.result
+    content = ""
+    result: Recipe | str
     try:
-        found = recipe_of(file.read_text(encoding="utf-8"))
+        data = file.read_bytes()
+        content = sha256(data).hexdigest()
+        if known is not None and known.content == content:
+            result = known.result
+        else:
+            result = recipe_of(data.decode())
     except (OSError, UnicodeDecodeError, DersError) as error:
-        found = str(error)
-    if now.is_settled:
-        _tried()[file] = now, found
-    return found
+        result = str(error)
+    _tried()[file] = _Tried(now if now.is_settled else None, content, result)
+    return result
 
 
 def named_recipe(name: str) -> Recipe | None:

@@ -79,7 +79,8 @@ def test_a_text_that_is_being_typed_survives_a_reload(
 CLICK_WHEN_TOLD = """
 addEventListener("keydown", (event) => {
     if (event.isTrusted || event.key !== "Enter") return;
-    setTimeout(() => document.querySelector('[data-testid="stTopNavLink"][href$="upcycle"]').click());
+    const link = document.querySelector('[data-testid="stTopNavLink"][href$="upcycle"]');
+    setTimeout(() => link.click());
 });
 """
 

@@ -9,6 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from support.studio_pages import on, opened, words
 
+from ders_core.files.stamp import CLOCK_NS
 from ders_core.files.untrusted_yaml import MOST_CHARACTERS
 from ders_core.jobs import Workspace
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
@@ -79,10 +80,12 @@ def test_a_link_to_a_recipe_that_cannot_be_used_says_why(
     assert named_recipe(name) == presets().get(name)
 
 
+@pytest.mark.parametrize("clock", [CLOCK_NS, -(10**15)])
 def test_saved_recipes_are_those_of_the_files_as_they_are(
-    app: AppTest, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    app: AppTest, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, clock: int
 ) -> None:
-    """Each is read once, however many there are, until its file is written again."""
+    """Each text is read once, however many there are, until its file is written again; whether that
+    was just now or, by a negative clock, long ago."""
     reads: list[str] = []
 
     def counted(text: str) -> Recipe:
@@ -90,9 +93,7 @@ def test_saved_recipes_are_those_of_the_files_as_they_are(
         return recipe_of(text)
 
     monkeypatch.setattr(recipe_files, "recipe_of", counted)
-    monkeypatch.setattr(
-        "ders_core.files.stamp.CLOCK_NS", -(10**15)
-    )  # as if all were written long ago
+    monkeypatch.setattr("ders_core.files.stamp.CLOCK_NS", clock)
     names = {f"r{number}" for number in range(100)}
     files = {name: saved(workspace, name, f"name: {name}\nrules: []\n") for name in names}
     for _ in range(3):
