@@ -79,18 +79,21 @@ def _try(file: Path) -> Recipe | str:
     now, known = stamp(file), _tried().get(file)
     if known is not None and known.stamp == now:
         return known.result
-    content = ""
+    kept = now if now.is_settled else None  # asked before the file is read
     result: Recipe | str
     try:
         data = file.read_bytes()
-        content = sha256(data).hexdigest()
-        if known is not None and known.content == content:
-            result = known.result
-        else:
+    except OSError as error:  # may be another one the next time
+        return str(error)
+    content = sha256(data).hexdigest()
+    if known is not None and known.content == content:
+        result = known.result
+    else:
+        try:
             result = recipe_of(data.decode())
-    except (OSError, UnicodeDecodeError, DersError) as error:
-        result = str(error)
-    _tried()[file] = _Tried(now if now.is_settled else None, content, result)
+        except (UnicodeDecodeError, DersError) as error:
+            result = str(error)
+    _tried()[file] = _Tried(kept, content, result)
     return result
 
 
