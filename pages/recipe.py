@@ -25,14 +25,14 @@ from ders_core.ui.plain import plain, show_error
 from ders_core.ui.predicted_size import PredictedSize
 from ders_core.ui.preset_cards import preset_cards
 from ders_core.ui.recipe_difference import difference
-from ders_core.ui.recipe_files import read_recipe, save_recipe, saved_recipes, unusable_files
+from ders_core.ui.recipe_files import SavedRecipes, read_recipe, save_recipe, saved_recipes
 from ders_core.ui.recipe_groups import groups_section
 from ders_core.ui.recipe_table import calibration_sentence, has_gains, table
 from ders_core.units import bytes_text
 
 
 def change(recipe: Recipe) -> None:
-    """Make it the current recipe, and reset the editor."""
+    """Make it the current recipe, and reset the editor. Raises RecipeError if it is too long."""
     session.set_recipe(recipe)
     fresh()
 
@@ -70,7 +70,7 @@ def totals(
             width="content",
         )
         if told is not None:
-            forecast_cells(told, in_table=in_table)
+            forecast_cells(told, plan.recipe, in_table=in_table)
         else:
             forecast_button(source, plan.recipe)
         st.page_link("pages/runs.py", label="Run it", icon=":material/play_arrow:")
@@ -151,7 +151,7 @@ def one_line(error: Exception) -> str:
     return str(error)
 
 
-def file_row(recipe: Recipe) -> None:
+def file_row(recipe: Recipe, saved: SavedRecipes) -> None:
     """Name, save, load, download, undo, redo."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = kept.field(
@@ -172,17 +172,16 @@ def file_row(recipe: Recipe) -> None:
                 change(renamed)
                 st.toast(f"Saved as {plain(name)}")
             st.rerun()
-        stored = saved_recipes()
         chosen = st.selectbox(
             "Saved recipes",
-            list(stored),
+            list(saved.recipes),
             index=None,
-            placeholder="none yet" if not stored else "load one",
+            placeholder="none yet" if not saved.recipes else "load one",
             key=f"recipe_load_{st.session_state.get('recipe_round', 0)}",
             width=180,
         )
         if chosen:
-            change(stored[chosen])
+            change(saved.recipes[chosen])
             st.rerun()
         st.download_button(
             "YAML",
@@ -205,7 +204,7 @@ def file_row(recipe: Recipe) -> None:
             session.redo_recipe()
             fresh()
             st.rerun()
-    for unusable in unusable_files():
+    for unusable in saved.unusable:
         place = f"{plain(unusable.file.name)} in {plain(unusable.file.parent)}"
         st.caption(f"Not among the saved recipes: {place}: {plain(unusable.why)}.")
 
@@ -215,7 +214,8 @@ frame.head("Recipe", "Which codec each group of experts gets, and how many bytes
 source = frame.need_checkpoint()
 recipe = session.recipe()
 preset_cards(source, choose_preset)
-file_row(recipe)
+saved = saved_recipes()
+file_row(recipe, saved)
 if not fits_address(recipe):
     st.caption(f"This recipe is {TOO_LONG}.")
 base_and_calibration(recipe, source)
@@ -245,4 +245,4 @@ with around:
 with as_yaml:
     yaml_tab(recipe)
 with changed:
-    difference(recipe, source)
+    difference(recipe, source, saved.recipes)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import plotly.graph_objects as go
 import streamlit as st
 
 from ders_core import figures
@@ -50,7 +50,7 @@ from ders_core.ui.measured_texts import texts_table, worst_tokens
 from ders_core.ui.number_columns import figure_column, number_column
 from ders_core.ui.place_title import place_title
 from ders_core.ui.plain import plain, show_error, strong
-from ders_core.ui.plots import plot
+from ders_core.ui.plots import made_of, plot
 from ders_core.ui.repair_job import repair_form, repairs
 from ders_core.ui.run_comparison import run_comparison
 from ders_core.ui.runs_table import runs_table
@@ -170,12 +170,6 @@ def active(ended: int) -> None:
                 log_tail(job)
 
 
-@st.cache_resource(show_spinner=False, max_entries=32)
-def size_quality(points: tuple[object, ...], _measured: pd.DataFrame) -> go.Figure:
-    """The figure of these rows, by what it shows of them."""
-    return figures.size_quality(_measured)
-
-
 def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     """Table and plot of a page of ended runs. rows: one for each. Returns the selected ones."""
     chosen = runs_table(rows)
@@ -183,7 +177,11 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     measured = compared.dropna(subset=[KL.key])
     if not measured.empty:
         plot(
-            size_quality(tuple(measured[PLOTTED].itertuples(index=False)), measured),
+            made_of(
+                "size_quality",
+                partial(figures.size_quality, measured),
+                measured[PLOTTED].to_csv(),  # unknown numbers are equal in it
+            ),
             "size_quality",
             measured,
             alt="Size of each run against its KL",

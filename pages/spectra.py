@@ -15,7 +15,7 @@ from ders_core.pipeline.quality import GAIN, NOISE, OUTPUT_ERROR, WEIGHT_ERROR, 
 from ders_core.recipe import Rule
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
-from ders_core.ui.calculations import foretell_group
+from ders_core.ui.calculations import foretell_whole
 from ders_core.ui.foretold import (
     WHOLE_AT_ONCE,
     forecast_button,
@@ -30,6 +30,7 @@ from ders_core.ui.recipe_table import codec_from, menu
 from ders_core.units import bytes_text, share_text
 
 FIRST = "low rank"  # the codec that the page shows first: spectra are about ranks
+WHOLE = "Of a low rank whole matrices are encoded, which takes as long as a run does for them."
 
 frame.need_frame()
 frame.head(
@@ -147,16 +148,16 @@ def foretell(codec: Codec) -> None:
         return
     by_rows = all(each.can_be_sampled for each in replaced)
     at_once = has_calibration and (by_rows or math.prod(group.shape[1:]) <= WHOLE_AT_ONCE)
-    of_what = "rows and experts" if by_rows else "experts"
+    sample = "rows and experts" if by_rows else "experts"
     with st.container(horizontal=True, gap="large"):
-        told = (foretold_at_once if at_once else foretold)(source, alone, foretell_group)
+        told = (foretold_at_once if at_once else foretold)(source, alone, foretell_whole)
         if told is not None:
-            forecast_cells(told, in_table=False)
+            forecast_cells(told, alone, in_table=False, sample=sample)
             outputs = [entry.rel_error_output for entry in told.entries if entry.is_replaced]
             if outputs and outputs[0] is not None:
-                told_cell(OUTPUT_ERROR, outputs[0], f"From a sample of {of_what}.")
+                told_cell(OUTPUT_ERROR, outputs[0], f"From a sample of {sample}.")
         elif not at_once:
-            forecast_button(source, alone, how=foretell_group)
+            forecast_button(source, alone, how=foretell_whole, more="" if by_rows else WHOLE)
 
 
 def kept_by(codec: Codec, strength: Strength, loss: Expected | None) -> figures.Kept | None:

@@ -44,8 +44,7 @@ def base_row(recipe: Recipe, source: Checkpoint, change: Change) -> None:
         _fields(recipe, kind, change)
     elif label != recipe.base.label:
         coded = recipe.base_codec if start.is_stored else ()
-        change(recipe.model_copy(update={"base": start, "base_codec": coded}))
-        st.rerun()
+        _take(recipe.model_copy(update={"base": start, "base_codec": coded}), change)
 
 
 def _shared_expert(recipe: Recipe, source: Checkpoint, change: Change) -> None:
@@ -59,8 +58,7 @@ def _shared_expert(recipe: Recipe, source: Checkpoint, change: Change) -> None:
             help="Extended DeRS: the always-on expert is one more expert of the same base.",
         )
         if extended != recipe.extended:
-            change(recipe.model_copy(update={"extended": extended}))
-            st.rerun()
+            _take(recipe.model_copy(update={"extended": extended}), change)
 
 
 def _fields(recipe: Recipe, kind: type[Base], change: Change) -> None:
@@ -92,5 +90,14 @@ def _fields(recipe: Recipe, kind: type[Base], change: Change) -> None:
     except DersError as error:
         show_error(error)
     else:
-        change(recipe.model_copy(update={"base": base}))
+        _take(recipe.model_copy(update={"base": base}), change)
+
+
+def _take(recipe: Recipe, change: Change) -> None:
+    """Make it the current recipe and draw the page anew, or say why that cannot be."""
+    try:
+        change(recipe)
+    except DersError as error:
+        show_error(error)
+    else:
         st.rerun()

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import streamlit as st
 
 from ders_core.checkpoint import Checkpoint
+from ders_core.errors import DersError
 from ders_core.recipe import Recipe
 from ders_core.recipe.budget import Budget
 from ders_core.ui.calculation_bar import with_bar
 from ders_core.ui.calculations import rules_of_budget
 from ders_core.ui.foretold import remember
+from ders_core.ui.plain import show_error
 
 
 def budget_section(
@@ -27,9 +29,14 @@ def budget_section(
     if not st.button("Find the knob", key="budget_settle", type="primary"):
         return
     found = with_bar(rules_of_budget, source, recipe, "encoding samples")
-    if found is not None:
-        text, told = found
-        with_rules = Recipe.from_yaml(text)
-        remember(source, with_rules, told)
+    if found is None:
+        return
+    text, told = found
+    with_rules = Recipe.from_yaml(text)
+    try:
         change(with_rules)
+    except DersError as error:
+        show_error(error)
+    else:
+        remember(source, with_rules, told)
         st.rerun()

@@ -27,8 +27,8 @@ def foretell(place: str, version: str, recipe_yaml: str, *, progress: Progress) 
     return _forecast(place, version, recipe_yaml, progress, whole=False)
 
 
-def foretell_group(place: str, version: str, recipe_yaml: str, *, progress: Progress) -> Forecast:
-    """The same of a recipe for one group, a low rank included."""
+def foretell_whole(place: str, version: str, recipe_yaml: str, *, progress: Progress) -> Forecast:
+    """The same, with whole matrices where rows do not tell."""
     return _forecast(place, version, recipe_yaml, progress, whole=True)
 
 

@@ -148,6 +148,10 @@ def _progress(source: Checkpoint, use: Callable[[str], None]) -> None:
     if result is not None:
         label = f"Use the calibration of {result.tokens} tokens"
         if st.button(label, key="calibration_use", icon=":material/check:"):
-            st.session_state["calibration_used"] = job.id
-            use(result.path)
+            try:
+                use(result.path)
+            except DersError as error:
+                st.session_state["recipe_error"] = str(error)
+            else:
+                st.session_state["calibration_used"] = job.id
             st.rerun()

@@ -29,7 +29,8 @@ _Version = tuple[str, ...]
 def foretold(
     source: Checkpoint, recipe: Recipe, how: OfRecipe[Forecast] = foretell
 ) -> Forecast | None:
-    """The forecast of this recipe, if it was made in this session. how: it is made."""
+    """The forecast of this recipe, if it was made in this session. how: the calculation that makes
+    it."""
     told: dict[_Version, Forecast] = st.session_state.get(_KEY, {})
     version = _version(source, recipe, how)
     found = told.pop(version, None)
@@ -92,12 +93,15 @@ def _file_version(path: Path) -> str:
         return ""
 
 
-def forecast_cells(told: Forecast, *, in_table: bool) -> None:
+def forecast_cells(
+    told: Forecast, recipe: Recipe, *, in_table: bool, sample: str = "rows and experts"
+) -> None:
     """Predicted KL; where the calibration has no gradients, or there is none, gain and noise; where
-    a sample does not tell these, whether a table of the page does (in_table)."""
+    a sample does not tell these, whether a table of the page does (in_table). recipe: that was
+    foretold. sample: what it is made of."""
     outlook = told.outlook
     if outlook.predicted_kl is not None:
-        told_cell(PREDICTED_KL, outlook.predicted_kl, "From a sample of rows and experts.")
+        told_cell(PREDICTED_KL, outlook.predicted_kl, f"From a sample of {sample}.")
         return
     if outlook.gain is None:
         if in_table:
@@ -111,10 +115,13 @@ def forecast_cells(told: Forecast, *, in_table: bool) -> None:
             )
         else:  # nothing is replaced
             return
-        why = "A sample of rows does not tell those of a low rank, nor of a base from a file."
+        if recipe.base.files:
+            why = "A sample does not tell those of deltas from a base that is read from a file."
+        else:
+            why = "A sample of rows does not tell those of a low rank."
         st.caption(f"Gain and noise: {where}", help=f"{why} {how}", width="content")
         return
-    how = "From a sample of rows and experts, the mean over the replaced groups."
+    how = f"From a sample of {sample}, the mean over the replaced groups."
     told_cell(GAIN, outlook.gain, how)
     told_cell(NOISE, outlook.noise, how)
 
@@ -134,14 +141,16 @@ def forecast_button(
     recipe: Recipe,
     key: str = "predict",
     how: OfRecipe[Forecast] = foretell,
+    more: str = "",
 ) -> None:
-    """Encodes a sample, with a bar meanwhile, and draws the page anew."""
+    """Encodes a sample, with a bar meanwhile, and draws the page anew. more: a sentence that the
+    button's help ends with."""
     if not st.button(
         "Predict",
         key=key,
         icon=":material/query_stats:",
         help="Encodes a sample of every group as the recipe says: bytes, gain and noise, and with "
-        "a calibration that has gradients the KL. Nothing is written.",
+        f"a calibration that has gradients the KL. Nothing is written. {more}".rstrip(),
     ):
         return
     if _foretell(source, recipe, how) is not None:

@@ -21,10 +21,10 @@ from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, ready_demo
 from ders_core.ui.foretold import foretold
 from ders_core.ui.job_progress import time_left
 from ders_core.ui.left_sessions import shut_down_left
-from ders_core.ui.linked_recipe import follow_linked_recipe, show_refused
+from ders_core.ui.linked_recipe import follow_linked_recipe, show_refused_link
 from ders_core.ui.place_title import place_title
 from ders_core.ui.plain import name, plain, show_error
-from ders_core.ui.plot_theme import theme_was_left
+from ders_core.ui.plot_theme import forget_theme, theme_was_left
 from ders_core.ui.predicted_size import PredictedSize
 from ders_core.units import bytes_text
 
@@ -70,10 +70,18 @@ def need_frame() -> None:
 
 def head(title: str, about: str) -> None:
     """What a page begins with: its name, and a sentence that says what it is for; and why the
-    recipe of a link was not taken, if one was followed."""
+    recipe that was chosen last cannot be read, and that of a link was not taken, if so."""
     st.title(title, anchor=False)
     st.caption(about)
-    show_refused()
+    _show_unread_recipe()
+    show_refused_link()
+
+
+def _show_unread_recipe() -> None:
+    """Say why the recipe that was chosen last is not the current one, until another is chosen."""
+    unread = session.unread_recipe()
+    if unread is not None:
+        show_error(unread[0].upper() + unread[1:])
 
 
 def show(page: Any) -> None:
@@ -96,6 +104,7 @@ def show_fault(error: Exception) -> bool:
 def sidebar() -> None:
     """The open checkpoint, the current recipe and the worker."""
     st.session_state[_FRAMED] = True
+    forget_theme()
     shut_down_left()
     if os.environ.pop(DEMO_VARIABLE, None):
         open_demo()

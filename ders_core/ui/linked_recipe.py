@@ -47,17 +47,13 @@ def follow_linked_recipe() -> None:
             if linked is not None:
                 session.follow_recipe(linked)
     recipe = session.recipe()
-    is_named = named_recipe(recipe.name) == recipe
+    is_named = _is_named(recipe)
     kept.show_in_address(ADDRESS, recipe.name if is_named else None)
     kept.show_in_address(TEXT_ADDRESS, None if is_named else packed_text(recipe.to_yaml()))
 
 
-def show_refused() -> None:
-    """Say why the recipe of a link, or the saved one, was not taken, until another recipe is
-    current."""
-    unread = session.unread_recipe()
-    if unread is not None:
-        show_error(unread[0].upper() + unread[1:])
+def show_refused_link() -> None:
+    """Say why the recipe of a link was not taken, until another recipe is current."""
     if _REFUSED not in st.session_state:
         return
     problem, recipe = st.session_state[_REFUSED]
@@ -69,11 +65,20 @@ def show_refused() -> None:
 
 def fits_address(recipe: Recipe) -> bool:
     """Whether a copied link has this recipe, saved or not."""
-    return named_recipe(recipe.name) == recipe or packed_text(recipe.to_yaml()) is not None
+    return _is_named(recipe) or packed_text(recipe.to_yaml()) is not None
+
+
+def _is_named(recipe: Recipe) -> bool:
+    """Whether its name alone stands for the recipe."""
+    try:
+        return named_recipe(recipe.name) == recipe
+    except RecipeError:  # of a file that cannot be used
+        return False
 
 
 def _linked() -> Recipe | None:
-    """What the address holds; None if it holds no recipe that is known. Raises as `read_recipe`."""
+    """What the address holds; None if it holds no recipe that is known. Raises as `read_recipe`,
+    and as `named_recipe`."""
     packed = st.query_params.get(TEXT_ADDRESS)
     if packed is None:
         return named_recipe(st.query_params.get(ADDRESS, ""))

@@ -50,7 +50,8 @@ DARK = Ground("#11161c", "#c6cdd4", "#e4e9ee", "#31333f", "#3b4650")
 """Their texts have a contrast of 4.5 and more."""
 
 _GROUND = "plots_ground"
-"""That of the plots which were shown last."""
+"""That of the first plots which were shown since the whole page was drawn: others of them may have
+got a later one, but not all."""
 
 
 def _ground() -> Ground:
@@ -58,20 +59,22 @@ def _ground() -> Ground:
     return DARK if st.context.theme.type == "dark" else LIGHT
 
 
+def forget_theme() -> None:
+    """Forget the theme of plots; to be called when a whole page begins, which may have no plot."""
+    st.session_state.pop(_GROUND, None)
+
+
 def theme_was_left() -> bool:
-    """Whether plots have the look of a theme that the visitor has left since. It is told once: a
-    page that is drawn again for it may have no plot."""
+    """Whether plots of the page have the look of a theme that the visitor has left since."""
     ground = _ground()
-    was_left = st.session_state.get(_GROUND, ground) != ground
-    if was_left:
-        del st.session_state[_GROUND]
-    return bool(was_left)
+    return bool(st.session_state.get(_GROUND, ground) != ground)
 
 
 def give_theme(figure: go.Figure, *, selectable: bool) -> None:
     """Give a figure the look of the page. selectable: it reports clicks on points; Streamlit asks
     for that in the browser, and would draw the plot again for it."""
-    ground = st.session_state[_GROUND] = _ground()
+    ground = _ground()
+    st.session_state.setdefault(_GROUND, ground)  # parts of a page may be drawn again alone
     font = {"family": FAMILY, "size": 12, "color": ground.text}
     layout = figure.layout
     layout.template = None

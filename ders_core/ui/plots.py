@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import plotly.graph_objects as go
@@ -21,11 +22,21 @@ def made(
     key: str, draw: Callable[..., go.Figure], analysis: Analysis, *choice: object, **options: object
 ) -> go.Figure:
     """draw(analysis, *choice, **options); or, while all of these are the same, the figure that this
-    gave the last time for the plot of that key. Nothing but its theme may be changed."""
-    place, wanted = f"{key}_made", (draw, choice, options)
-    known: tuple[Analysis, object, go.Figure] | None = st.session_state.get(place)
-    if known is None or known[0] is not analysis or known[1] != wanted:
-        known = analysis, wanted, draw(analysis, *choice, **options)
+    gave the last time, as of `made_of`."""
+    wanted = draw, choice, options
+    return made_of(key, partial(draw, analysis, *choice, **options), wanted, analysis)
+
+
+def made_of(
+    key: str, draw: Callable[[], go.Figure], shows: object, analysis: Analysis | None = None
+) -> go.Figure:
+    """draw(); or, while what it shows is equal and the analysis the same, the figure that this gave
+    the last time in this session for the plot of that key. Nothing but its theme may be changed;
+    that is why sessions, whose themes differ, share no figure."""
+    place = f"{key}_made"
+    known: tuple[Analysis | None, object, go.Figure] | None = st.session_state.get(place)
+    if known is None or known[0] is not analysis or known[1] != shows:
+        known = analysis, shows, draw()
         st.session_state[place] = known
     return known[2]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import streamlit as st
@@ -13,16 +13,15 @@ from ders_core.jobs import Which
 from ders_core.recipe import Recipe, presets
 from ders_core.ui import kept, runs, session
 from ders_core.ui.plain import plain
-from ders_core.ui.recipe_files import saved_recipes
 
 MOST_RUNS = 50
 """Of the newest, that are offered."""
 
 
-def difference(recipe: Recipe, source: Checkpoint) -> None:
+def difference(recipe: Recipe, source: Checkpoint, saved: Mapping[str, Recipe]) -> None:
     """A box of recipes, and the lines that differ. It starts with the saved one of the same name,
-    or else the preset."""
-    others = offered_recipes(source)
+    or else the preset. saved: by name."""
+    others = offered_recipes(source, saved)
     of_its_name = (f"saved: {recipe.name}", f"preset: {recipe.name}")
     chosen = kept.field(
         st.selectbox,
@@ -44,12 +43,14 @@ def difference(recipe: Recipe, source: Checkpoint) -> None:
     st.code(text or "No difference.", language="diff" if text else None)
 
 
-def offered_recipes(source: Checkpoint) -> dict[str, Callable[[], str]]:
+def offered_recipes(
+    source: Checkpoint, saved: Mapping[str, Recipe]
+) -> dict[str, Callable[[], str]]:
     """What gives the YAML of saved recipes, of runs on the open checkpoint, the newest first, and
     of presets; by what the box calls them."""
     others: dict[str, Callable[[], str]] = {}
-    for name, saved in saved_recipes().items():
-        others[f"saved: {name}"] = saved.to_yaml
+    for name, known in saved.items():
+        others[f"saved: {name}"] = known.to_yaml
     which = Which(("run",), checkpoint=str(source.path))
     jobs = session.job_store().page(which, most=MOST_RUNS)
     for job, name in zip(jobs, runs.names(jobs), strict=True):

@@ -14,6 +14,7 @@ from ders_core.files.address import is_address
 from ders_core.jobs import JobStore, Workspace, default_workspace
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
 from ders_core.ui.opened import Open, saved_in
+from ders_core.ui.recipe_text import recipe_of, text_of
 
 ADDRESS = "checkpoint"
 """The parameter of a page's address that holds the path of the open checkpoint."""
@@ -86,51 +87,52 @@ def set_upcycle(text: str) -> None:
 
 
 def recipe() -> Recipe:
-    """The current recipe; the first preset if what was saved cannot be read."""
-    text = current().recipe
-    if text is not None:
-        try:
-            return _read(text)
-        except DersError:  # `unread_recipe` says so
-            pass
-    return presets()[FIRST_PRESET]
+    """The current recipe; the first preset if what was saved cannot be read (`unread_recipe`)."""
+    read = _read(current().recipe)
+    return read if isinstance(read, Recipe) else presets()[FIRST_PRESET]
 
 
 def unread_recipe() -> str | None:
     """Why the recipe that was saved is not the current one; None if it is."""
-    text = current().recipe
-    try:
-        if text is not None:
-            _read(text)
-    except DersError as error:
-        return (
-            f"the recipe of your last visit cannot be read ({error}), so {FIRST_PRESET} stands in "
-            f"its place; its text stays in {saved_in(workspace())} until you choose another recipe"
-        )
-    return None
+    problem = _read(current().recipe)
+    if not isinstance(problem, str):
+        return None
+    return (
+        f"the recipe that was chosen last cannot be read ({problem}), so {FIRST_PRESET} stands in "
+        f"its place; its text stays in {saved_in(workspace())} until you choose another recipe"
+    )
 
 
 @lru_cache(maxsize=32)
-def _read(text: str) -> Recipe:
-    """The recipe of a text; pages ask for the current one several times while they are drawn."""
-    return Recipe.from_yaml(text)
+def _read(text: str | None) -> Recipe | str | None:
+    """The recipe of a text, or why it is none; None without a text. Pages ask for the current one
+    several times while they are drawn."""
+    try:
+        return None if text is None else recipe_of(text)
+    except DersError as error:
+        return str(error)
 
 
 def set_recipe(new: Recipe) -> None:
-    """Make a recipe the current one; `undo_recipe` restores the previous one."""
-    before = recipe()
-    if new == before:
-        return
-    _remember(before)
-    _keep(partial(replace, recipe=new.to_yaml()))
+    """Make a recipe the current one; `undo_recipe` restores the previous one. Raises RecipeError if
+    it is too long to be read again."""
+    text = text_of(new)
+    if not _is_current(new):
+        _remember(recipe())
+        _keep(partial(replace, recipe=text))
 
 
 def follow_recipe(new: Recipe) -> None:
-    """Make it the current recipe of this session alone; `undo_recipe` restores the previous one."""
-    before = recipe()
-    if new != before:
-        _remember(before)
-        st.session_state[_KEY] = replace(current(), recipe=new.to_yaml())
+    """Make it the current recipe of this session alone; otherwise as `set_recipe`."""
+    text = text_of(new)
+    if not _is_current(new):
+        _remember(recipe())
+        st.session_state[_KEY] = replace(current(), recipe=text)
+
+
+def _is_current(new: Recipe) -> bool:
+    """Not where it only stands in the place of one that cannot be read: then it can be chosen."""
+    return new == recipe() and unread_recipe() is None
 
 
 def _remember(before: Recipe) -> None:

@@ -74,3 +74,50 @@ def test_a_text_that_is_being_typed_survives_a_reload(
     page.reload()
     page.get_by_role("tab", name="YAML").click()
     expect(field).to_have_value(re.compile("# half a thought$"))
+
+
+CLICK_WHEN_TOLD = """
+addEventListener("keydown", (event) => {
+    if (event.isTrusted || event.key !== "Enter") return;
+    const link = document.querySelector('[data-testid="stTopNavLink"][href$="upcycle"]');
+    setTimeout(() => link.click());
+});
+"""
+
+
+def test_a_click_just_after_a_pause_leads_on_and_the_text_stays(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    """The text is on its way to the server, which has not begun with it."""
+    page = visit().new_page()
+    page.add_init_script(CLICK_WHEN_TOLD)
+    drawn(page, f"{studio.address}/playground")
+    prompt = page.get_by_role("textbox", name="Prompt")
+    for text in ("one", "two", "three"):
+        type_into(prompt, text)
+        expect(page.get_by_role("heading", name="Upcycle", exact=True)).to_be_visible()
+        settled(page)
+        page.get_by_test_id("stTopNavLink").get_by_text("Playground", exact=True).click()
+        expect(prompt).to_have_value(text)
+        settled(page)
+
+
+def test_a_text_that_ends_with_a_composed_word_survives_a_reload(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    """An input method ends a word without another input."""
+    page = visit().new_page()
+    drawn(page, f"{studio.address}/playground")
+    prompt = page.get_by_role("textbox", name="Prompt")
+    type_into(prompt, "to ")
+    page.wait_for_timeout(PAUSE + 500)
+    settled(page)
+    keyboard = page.context.new_cdp_session(page)
+    place = {"selectionStart": 2, "selectionEnd": 2}
+    keyboard.send("Input.imeSetComposition", {"text": "にほ", **place})
+    keyboard.send("Input.insertText", {"text": "日本"})
+    expect(prompt).to_have_value("to 日本")
+    page.wait_for_timeout(PAUSE + 500)
+    settled(page)
+    page.reload()
+    expect(prompt).to_have_value("to 日本")

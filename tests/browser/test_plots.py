@@ -1,4 +1,5 @@
-"""Plots in a browser: each is drawn once, in the colours of the theme that the visitor sees."""
+"""Plots in a browser: one that changes is drawn once, and all have the colours of the theme that
+the visitor sees."""
 
 from __future__ import annotations
 
@@ -45,9 +46,10 @@ def shown(page: Page, ground: Ground) -> bool:
     return bool(colours) and set(colours) == {ground.text}
 
 
-def test_each_plot_is_drawn_once_and_follows_the_theme(
+def test_a_plot_that_changes_is_drawn_once_and_all_follow_the_theme(
     visit: Callable[..., BrowserContext], studio: Studio
 ) -> None:
+    """While a page arrives, one of its plots may be drawn twice; all are there before."""
     context = visit(viewport={"width": 1280, "height": 900}, color_scheme="light")
     page = context.new_page()
     show_demo(page, studio)

@@ -216,9 +216,31 @@ def test_directions_of_large_matrices_are_found_on_request(
     on(app, "spectra")
     assert app.segmented_control(key="spec_codec").value == "low rank"
     assert "Error of outputs" not in shown(app)
+    assert "as long as a run" in app.button(key="predict").help
     app.button(key="predict").click().run()
     assert not app.exception
     assert "Error of outputs" in shown(app)
+    hints = [cell.help for cell in app.metric if cell.label in ("Error of outputs", "Predicted KL")]
+    assert len(hints) == 2
+    assert all(hint.endswith(" From a sample of experts.") for hint in hints)
+
+
+def test_what_a_base_from_a_file_leaves_untold_is_not_laid_to_a_low_rank(
+    app: AppTest, mixtral_dir: Path, dense_parent_dir: Path
+) -> None:
+    opened(app, mixtral_dir)
+    reasons = []
+    for base in ("mean", {"dense": str(dense_parent_dir)}):
+        asked = {"name": "x", "base": base, "rules": [{"codec": "lowrank", "bits": 2}]}
+        apply_text(app, Recipe.model_validate(asked).to_yaml())
+        app.button(key="predict").click().run()
+        assert not app.error
+        hint = next(caption.help for caption in app.caption if NOT_KNOWN in caption.value)
+        reasons.append(hint[: hint.index(" An analysis")])
+    assert reasons == [
+        "A sample of rows does not tell those of a low rank.",
+        "A sample does not tell those of deltas from a base that is read from a file.",
+    ]
 
 
 def test_a_forecast_goes_by_the_files_as_they_are(

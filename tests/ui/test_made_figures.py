@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import plotly.graph_objects as go
@@ -10,7 +13,7 @@ import pytest
 import streamlit as st
 
 from ders_core.analysis import Analysis
-from ders_core.ui.plots import made
+from ders_core.ui.plots import made, made_of
 
 
 @dataclass(eq=False)
@@ -46,3 +49,37 @@ def test_a_figure_is_made_again_when_anything_changes(monkeypatch: pytest.Monkey
     made("another map", draw, one, 9)
     assert made("map", draw, one, 3, kind="a").layout.title.text == "(3,)"
     assert draw.all[-1] == (one, 9)
+
+
+def test_each_session_has_its_own_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the colours of its visitor's theme."""
+    sessions: list[dict[str, object]] = [{}, {}]
+    figures = []
+    for session in (*sessions, *sessions):
+        monkeypatch.setattr(st, "session_state", session)
+        figures.append(made_of("runs", go.Figure, "name,kl\na,\n"))
+    assert figures[0] is figures[2]
+    assert figures[1] is figures[3]
+    assert figures[0] is not figures[1]
+    assert made_of("runs", go.Figure, "name,kl\nb,\n") is not figures[3]
+
+
+ROOT = Path(__file__).parents[2]
+SHARED = ("cache_resource", "cache_data")
+
+
+def shared_functions() -> Iterator[ast.FunctionDef]:
+    """Functions whose results all sessions share."""
+    for folder in ("ders_core/ui", "pages"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef) and any(
+                    name in ast.unparse(each) for each in node.decorator_list for name in SHARED
+                ):
+                    yield node
+
+
+def test_no_figure_is_shared_by_sessions() -> None:
+    results = {node.name: ast.unparse(node.returns) for node in shared_functions() if node.returns}
+    assert {"workspace", "_plan", "_summary"} <= results.keys()
+    assert [name for name, result in results.items() if "Figure" in result] == []

@@ -14,7 +14,7 @@ import streamlit as st
 
 from ders_core.figures.style import EXPERT_COLOURS, finish
 from ders_core.ui import plot_theme
-from ders_core.ui.plot_theme import DARK, LIGHT, Ground, give_theme, theme_was_left
+from ders_core.ui.plot_theme import DARK, LIGHT, Ground, forget_theme, give_theme, theme_was_left
 
 
 def switch(monkeypatch: pytest.MonkeyPatch, theme: str | None) -> None:
@@ -108,10 +108,22 @@ def test_a_theme_that_was_left_is_told_once(monkeypatch: pytest.MonkeyPatch) -> 
     give_theme(go.Figure(), selectable=False)
     assert not theme_was_left()
     switch(monkeypatch, "dark")
-    assert [theme_was_left(), theme_was_left()] == [True, False]
+    assert theme_was_left()
+    forget_theme()  # the page begins again
+    assert not theme_was_left()
     give_theme(go.Figure(), selectable=False)
     assert not theme_was_left()
     switch(monkeypatch, "light")
+    assert theme_was_left()
+
+
+def test_a_part_that_is_drawn_again_alone_hides_no_left_theme(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such a part refreshes itself; the plots outside of it have the look that was left."""
+    give_theme(go.Figure(), selectable=False)
+    switch(monkeypatch, "dark")
+    give_theme(go.Figure(), selectable=False)
     assert theme_was_left()
 
 

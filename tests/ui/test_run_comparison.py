@@ -143,7 +143,7 @@ def test_the_difference_offers_each_of_them(workspace: Workspace, mixtral_dir: P
     store, source = session.job_store(), open_checkpoint(mixtral_dir)
     for bits in (1, 2):
         add_ended(store, "run", checkpoint=str(source.path), recipe=f"bits: {bits}")
-    found = offered_recipes(source)
+    found = offered_recipes(source, {})
     assert [found[f"run: run ({number})"]() for number in (1, 2)] == ["bits: 1", "bits: 2"]
 
 

@@ -11,11 +11,13 @@ from support.page_scores import Kept, keep_scores
 from support.recipe_pages import recipe_of
 from support.studio_pages import on, opened, words
 
+from ders_core.errors import RecipeError
 from ders_core.files.writer import write_text
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.kinds.tune import TuneSpec
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.plan import resolve
+from ders_core.recipe import FIRST_PRESET, Recipe, presets
 from ders_core.tune.allocate import Allocation, solve
 from ders_core.tune.bounds import Bound
 from ders_core.tune.demand import constraints_of, demanded_bound
@@ -111,6 +113,23 @@ def test_a_move_of_the_slider_solves_again(app: AppTest, mixtral_dir: Path, kept
     assert "2 of 4 experts saw fewer than 100 tokens" in said
     assert "1 matrices were not measured" in said
     assert len(app.get("plotly_chart")) >= 2
+
+
+def test_a_recipe_that_is_too_long_is_not_loaded(
+    app: AppTest, mixtral_dir: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(opened(app, mixtral_dir), "tune")
+
+    def refuse(recipe: Recipe) -> str:
+        raise RecipeError(f"{recipe.name} has too many characters")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ders_core.ui.session.text_of", refuse)
+        app.button(key="tune_load").click().run()
+    assert not app.exception
+    (error,) = app.error
+    assert "too many characters" in error.value
+    assert recipe_of(on(app, "recipe")) == presets()[FIRST_PRESET]
 
 
 def test_the_least_size_is_asked_for_until_the_slider_is_moved(

@@ -1,5 +1,5 @@
-"""A click on a link to a page waits until the server has taken up the text of the field that the
-click leaves.
+"""A click on a link to a page waits until the server has taken up the text that was typed before,
+in the field that the click leaves, or in one whose text was told just now.
 
 Streamlit tells a field's text in a timer after the field is left, but the page's name at once. A
 press that is shorter, such as a tap, or any press in a busy browser, tells the text last, as of the
@@ -39,24 +39,26 @@ const runs = new MutationObserver((changes) => {{
     if (changes.at(-1).target.getAttribute(state) !== "running") rest = setTimeout(goOn, {REST});
 }});
 const tells = (field) => {{ typed = false; told = field.value; }};
+const waitFor = (field) => {{
+    const app = document.querySelector(`[${{state}}]`), before = told;
+    if (!typed || !app) return;
+    tells(field);
+    if (told === before) return;
+    waits = true;
+    runs.observe(app, {{attributes: true, attributeFilter: [state]}});
+    clearTimeout(rest);
+    clearTimeout(timer);
+    timer = setTimeout(goOn, {LONGEST});
+}};
 addEventListener("focusin", (event) => {{
     if (event.target.matches(fields)) tells(event.target);
 }}, true);
 addEventListener("input", (event) => {{ typed = event.target.matches(fields); }}, true);
 addEventListener("keydown", (event) => {{
     const sends = event.target.matches("input") || event.ctrlKey || event.metaKey;
-    if (event.key === "Enter" && sends) tells(event.target);
+    if (event.key === "Enter" && sends) waitFor(event.target);
 }}, true);
-addEventListener("focusout", (event) => {{
-    const app = document.querySelector(`[${{state}}]`), before = told;
-    if (!typed || !app) return;
-    tells(event.target);
-    if (told === before) return;
-    waits = true;
-    runs.observe(app, {{attributes: true, attributeFilter: [state]}});
-    clearTimeout(timer);
-    timer = setTimeout(goOn, {LONGEST});
-}}, true);
+addEventListener("focusout", (event) => waitFor(event.target), true);
 addEventListener("click", (event) => {{
     const clicked = event.target.closest('{_SELECTOR}');
     if (!waits || !clicked || event.ctrlKey || event.metaKey || event.shiftKey) return;

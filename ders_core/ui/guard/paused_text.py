@@ -11,7 +11,7 @@ PAUSE = 1500
 
 SCRIPT = f"""{{
 let timer = 0;
-addEventListener("input", (event) => {{
+const wait = (event) => {{
     clearTimeout(timer);
     const field = event.target;
     if (event.isComposing || !field.matches?.('[data-testid="stTextArea"] textarea')) return;
@@ -22,6 +22,9 @@ addEventListener("input", (event) => {{
             new KeyboardEvent("keydown", {{key: "Enter", ctrlKey: true, bubbles: true}})
         );
     }}, {PAUSE});
-}}, true);
+}};
+addEventListener("input", wait, true);
+addEventListener("compositionend", wait, true);
 }}"""
-"""Ctrl and Enter tell a text without leaving its field; in a form they would send the form."""
+"""Ctrl and Enter tell a text without leaving its field; in a form they would send the form. The
+last `input` of a word that an input method composes comes before the word's end."""

@@ -189,8 +189,12 @@ def _buttons(
             help="Makes it the current recipe. Of coded streams that page shows an upper bound, "
             "which may be above the original, until *Predict* samples them.",
         ):
-            session.set_recipe(recipe())
-            st.switch_page("pages/recipe.py")
+            try:
+                session.set_recipe(recipe())
+            except DersError as error:
+                show_error(error)
+            else:
+                st.switch_page("pages/recipe.py")
         st.download_button(
             "YAML",
             data=lambda: recipe().to_yaml(),
