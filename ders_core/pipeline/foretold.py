@@ -199,7 +199,8 @@ def foretell_group(
     if best is not None and judged == rows:
         stored, taken = best.stored, best.ragged
     else:
-        stored, taken = sampled.packed(rows, None if best is None else best.base)
+        chosen = best.base if best is not None and recipe.base.is_optional else None
+        stored, taken = sampled.packed(rows, chosen)
     form, shape = stored.form, (group.shape[1], group.shape[2])
     planned = entry.bytes_after
     if form is None and entry.base is not None:
@@ -270,8 +271,8 @@ class _SampledGroup:
         return best
 
     def packed(self, rows: Rows, base: str | None) -> tuple[StoredBases, int]:
-        """As `packed_sample`, of some rows. base: its kind; None for the first, which is the only
-        one where losses are not told."""
+        """As `packed_sample`, of some rows. base: the kind that was chosen among several; None for
+        the only one there is, which other rows may name otherwise."""
         for name, decomposition in self._decompositions(rows):
             if base in (None, name):
                 return packed_sample(self._encoder(rows), decomposition, rows.chosen)

@@ -54,7 +54,7 @@ class Extent:
         return cls(most, most, most)
 
     def with_all_rows(self, stack: MatrixStack) -> Extent:
-        """All rows of as many experts; no more of those than are usual."""
+        """All rows of as many experts, but of EXPERTS at most."""
         _, out, width = stack.shape
         return Extent(out * width, out * width, min(self.experts, EXPERTS))
 

@@ -118,3 +118,18 @@ def test_losses_are_told_by_fewer_rows_than_bytes_are(large: Checkpoint, base: s
     assert alone.predicted_kl is None
     if base != "auto":  # which has to know what is lost
         assert [(e.gain, e.noise) for e in alone.entries] == [(None, None)] * len(alone.entries)
+
+
+def test_rows_that_see_other_bases_tell_losses_alone(checkpoint_of: MakeCheckpoint) -> None:
+    """The first rows of four experts have one start, the others two."""
+    random = torch.Generator().manual_seed(4)
+    starts = torch.randn(2, 64, 64, generator=random)
+    starts[1, :16] = starts[0, :16]
+    experts = starts[[0, 0, 1, 1]] + 0.05 * torch.randn(4, 64, 64, generator=random)
+    source = checkpoint_of(experts.bfloat16())
+    plan = resolve(recipe(STREAM, base={"clusters": "auto"}), source)
+    both, of_all = (
+        forecast(plan, source, extent=Extent(64 * 64, judged * 64, 4)) for judged in (16, 64)
+    )
+    assert (both.entries[0].base, of_all.entries[0].base) == ("mean", "clusters")
+    assert both.bytes_after == of_all.bytes_after
