@@ -67,8 +67,9 @@ def forecast(
     `lossless` too, where the recipe loses something. whole: encode all rows of a few experts where
     some do not tell of all, as of a low rank of a given rank, which takes as long as a run does for
     them. Gain and noise are None of such groups without that, where a rank follows from `energy` or
-    a base is read from a file, and of all groups where `extent` has no losses judged. Raises
-    CheckpointError, also if a file is written meanwhile, and CodecError.
+    a base is read from a file, and of all groups where `extent` has no losses judged, unless
+    they choose among bases. Raises CheckpointError, also if a file is written meanwhile, and
+    CodecError.
     """
     checkpoint.store.hold()
     recipe = plan.recipe
