@@ -25,10 +25,10 @@ from ders_core.decompose.decomposition import without_base
 from ders_core.errors import CodecError
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.encoder import members_of
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
 from ders_core.pipeline.plan import OtherEntry, Plan, PlanEntry, stack_of
 from ders_core.pipeline.sampling import SAMPLE, USUAL
+from ders_core.pipeline.stored_bases import members_of
 from ders_core.units import number_text
 
 PER_OCTAVE = 8

@@ -19,8 +19,9 @@ from ders_core.compute.threads import (
 )
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.files.dtype import Dtype
-from ders_core.pipeline.encoder import Encoder, StoredBases
+from ders_core.pipeline.encoder import Encoder
 from ders_core.pipeline.judge import Losses
+from ders_core.pipeline.stored_bases import StoredBases
 
 R = TypeVar("R")
 
