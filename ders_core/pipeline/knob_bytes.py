@@ -270,9 +270,9 @@ def _of_group(
     _, decomposition = next(iter(some))
     each = group.shape[0] / len(rows.chosen)
     for number in changed:
-        own, codec = known.context(decomposition.group, number, recipe.seed), entry.codec
-        delta = decomposition.delta(number)
-        yield _levels_of(delta, codec.expert(number), own, group, rows.share, each)
+        own = known.context(decomposition.group, number, recipe.seed)
+        codec = entry.codec.expert(number)
+        yield _levels_of(decomposition.delta(number), codec, own, group, rows.share, each)
     if entry.base is None or entry.base == other.base:
         return
     codec, base = entry.base.codec, decomposition.base

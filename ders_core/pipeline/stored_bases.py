@@ -147,7 +147,7 @@ def _costs_of(
     where = stored.base.device if guiding is None else guiding.device
     which = ... if stored.bases is None else number
     error = difference(stored.base[which].to(where), origin.base[which].to(where))
-    return [curvature and curvature.cost(error, guiding) for curvature in curvatures]
+    return [None if each is None else each.cost(error, guiding) for each in curvatures]
 
 
 def _summed(costs: Sequence[torch.Tensor | None]) -> float | None:

@@ -131,7 +131,8 @@ def test_losses_are_told_by_fewer_rows_than_bytes_are(
         ]
     losses = [(each.predicted_kl, *losses_of(each)) for each in (both, of_few, of_all)]
     assert losses[0] == losses[1] != losses[2]
-    assert all(entry.noise_cost for entry in [*both.entries, *both.others])
+    assert all(entry.noise_cost for entry in both.entries)
+    assert all(other.noise_cost for other in both.others)
     # a gradient along deltas is measured against the mean, and `auto` takes the median here
     assert (both.predicted_kl is None) == (base == "auto")
     assert alone.predicted_kl is None

@@ -90,7 +90,8 @@ def test_errors_that_are_made_up_for_spare_bytes(
     source: Checkpoint, tmp_path: Path, base: str, near: float
 ) -> None:
     """Of bases and other matrices, or of experts; those of deltas by chance are not."""
-    related, fields = tmp_path / "related.safetensors", {"base": base, "compensated": True}
+    related = tmp_path / "related.safetensors"
+    fields: dict[str, Any] = {"base": base, "compensated": True}
     of_everything(source, related, related=0.9)
     levels = levels_of(source, related, **fields)
     for at in (-13.1, -9.6):
