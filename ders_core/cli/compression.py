@@ -78,7 +78,7 @@ def plan(
     else:
         planned = resolve(chosen, source)
         check_files(chosen, source)  # refused here rather than when the run starts
-    is_enough = foretold is not None and (foretold.exact or not whole)
+    is_enough = foretold is not None and not whole  # losses are of a sample, also of exact bytes
     if not is_enough and (predict or whole or knob):
         from ders_core.pipeline.forecast import forecast
         from ders_core.pipeline.sampling import LARGER, USUAL, Extent

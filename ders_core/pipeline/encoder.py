@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
-from ders_core.checkpoint import MatrixStack
 from ders_core.checkpoint.held import Holding
 from ders_core.checkpoint.room import ROOM
-from ders_core.codecs import Codec, DeltaCodec, Parts
+from ders_core.codecs import DeltaCodec, Parts
 from ders_core.codecs.group import BaseForm, GroupCodec, Stacked
-from ders_core.codecs.synthesis import difference
-from ders_core.compute.brought import bring_together
 from ders_core.compute.together import batches
 from ders_core.decompose.decomposition import Decomposition
-from ders_core.decompose.distortion import Squares, is_finite
-from ders_core.errors import CheckpointError
+from ders_core.decompose.distortion import Squares
 from ders_core.later import torch
 from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import (
     EncodedExpert,
     Knowledge,
-    Shared,
     encode_expert,
 )
 from ders_core.pipeline.leaving import on_cpu
 from ders_core.pipeline.placed import PlacedGroup
-from ders_core.pipeline.together import Packed, packed_alone, packed_each, packed_together
+from ders_core.pipeline.stored_bases import StoredBases, shared_costs, store_bases, too_large
+from ders_core.pipeline.together import Packed, packed_alone, packed_together
 from ders_core.recipe import Recipe
 
 AS_IT_IS = "keep"
@@ -76,64 +72,6 @@ class Encoding:
     def base_label(self) -> str:
         """How the base is coded, in a few words."""
         return AS_IT_IS if self.form is None else self.form.codec.label
-
-
-@dataclass(frozen=True)
-class StoredBases:
-    """Bases as they are stored, and the decomposition against what they give back.
-
-    origin: the decomposition before, if deltas are taken against that: then all experts share the
-    bases' errors. unrounded: the decomposition against what bases give back in float32, likewise.
-    known: what errors cost.
-    """
-
-    decomposition: Decomposition
-    form: BaseForm | None
-    tensors: Mapping[str, Stacked]
-    origin: Decomposition | None = None
-    unrounded: Decomposition | None = None
-    known: Knowledge = field(default_factory=Knowledge)
-
-    @property
-    def cost(self) -> float | None:
-        """Of the bases' own errors, as of `ReportEntry`; None where it is not known."""
-        return self._cost(self.known.of_base)
-
-    @property
-    def router_noise(self) -> float | None:
-        return self._cost(self.known.routers_of_base)
-
-    def _cost(self, of_base: Shared | None) -> float | None:
-        return _summed([_cost_of(of_base, *each, self.known.guiding) for each in self._errors()])
-
-    def _errors(self) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
-        """The experts of each base, and the error that they share."""
-        if self.origin is None:
-            return
-        stored, guiding = self.decomposition.base, self.known.guiding
-        where = stored.device if guiding is None else guiding.device
-        for number in [()] if self.decomposition.bases is None else range(len(stored)):
-            error = difference(stored[number].to(where), self.origin.base[number].to(where))
-            yield members_of(self.decomposition, number or 0), error
-
-    def start_of(self, number: int) -> torch.Tensor | None:
-        """What a delta is taken against, if it is not what the base gives back."""
-        return None if self.origin is None else self.origin.base_of(number)
-
-    def delta_start(self, number: int, codec: Codec) -> torch.Tensor:
-        """What a matrix is packed against."""
-        start = self.start_of(number) if isinstance(codec, DeltaCodec) else None
-        return self.decomposition.base_of(number) if start is None else start
-
-    def unrounded_of(self, number: int) -> torch.Tensor:
-        """The base, in float32 if its rounding is not known to the delta."""
-        return (self.unrounded or self.decomposition).base_of(number)
-
-    @property
-    def ragged_bytes(self) -> int:
-        """Of the parts whose length depends on the data."""
-        ragged = (self.form.lengths or {}) if self.form is not None else {}
-        return sum(self.tensors[f"base.{part}"].spec.nbytes for part in ragged)
 
 
 @dataclass(frozen=True)
@@ -188,7 +126,7 @@ class Encoder:
                 if finished is not None:
                     finished(stack.shape[0] - number - 1)
                 if not math.isfinite(lost.squares.error):  # as the matrix is finite
-                    raise _too_large(stack, stack.matrix_name(number), fitted.expert(number).label)
+                    raise too_large(stack, stack.matrix_name(number), fitted.expert(number).label)
                 losses += lost
                 if placed is None:
                     parts.append(packed)
@@ -198,6 +136,7 @@ class Encoder:
                 for part, piece in packed.items():
                     placed.append(fitted.part_name(number, part), piece)
         tensors, lengths = fitted.stack(parts) if placed is None else ({}, {})
+        shared = shared_costs(stored, known)
         return Encoding(
             base,
             fitted,
@@ -208,8 +147,8 @@ class Encoder:
             losses.squares,
             losses.own,
             losses.output_error,
-            total(losses.noise_cost, stored.cost) if known.curvatures else None,
-            total(losses.router_noise, stored.router_noise) if known.routers else None,
+            total(losses.noise_cost, shared.cost) if known.curvatures else None,
+            total(losses.router_noise, shared.router_noise) if known.routers else None,
             placed,
             losses.probe.rounding,
             losses.effective_gain,
@@ -304,97 +243,6 @@ class Encoder:
         )
 
 
-def store_bases(
-    decomposition: Decomposition,
-    form: BaseForm | None,
-    known: Knowledge,
-    seed: int,
-    is_shared: bool,
-) -> StoredBases:
-    """Bases in the form that they get. Deltas are taken against what that gives back; if experts
-    share its error, against the bases as they were."""
-    if form is None:
-        return StoredBases(decomposition, None, {})
-    base, stacked = decomposition.base, decomposition.bases is not None
-    form = replace(form, count=len(base) if stacked else None)
-    if not form.is_coded:
-        return StoredBases(decomposition, form, {"base": Stacked.whole(base.cpu())})
-    where = form.stacked.device_of(base.device)
-    if where != base.device:  # what is known of single experts guides no base
-        known = replace(known, own=()).on(where)
-    bases = list(base.to(where)) if stacked else [base.to(where)]
-    zeros = torch.zeros_like(bases[0])
-    codec = form.stacked.fit(lambda chosen: [bases[number].float() for number in chosen])
-    contexts = [
-        known.base_context(decomposition.group, number, members_of(decomposition, number), seed)
-        for number in range(len(bases))
-    ]
-    coded = packed_each(codec.codecs[0], bases, [zeros] * len(bases), contexts)
-    given_back, unrounded = [], []
-    for number, (packed, context) in enumerate(zip(coded, contexts, strict=True)):
-        given_back.append(codec.expert(number).unpack(packed, zeros, context))
-        if is_shared:
-            unrounded.append(codec.expert(number).unpack_as(torch.float32, packed, zeros, context))
-    tensors, lengths = codec.stack(_left(coded))
-
-    def against(bases: list[torch.Tensor]) -> Decomposition:
-        whole = torch.stack(bases) if stacked else bases[0]
-        return replace(decomposition, base=whole.to(base.device))
-
-    stored = against(given_back)
-    if not is_finite(stored.base):
-        what = f"{decomposition.group.title}: the base"
-        raise _too_large(decomposition.group, what, codec.label)
-    return StoredBases(
-        stored,
-        replace(form, codec=codec.codecs[0], lengths=lengths),
-        {f"base.{part}": tensor for part, tensor in tensors.items()},
-        decomposition if is_shared else None,
-        against(unrounded) if is_shared else None,
-        known,
-    )
-
-
-def _left(coded: Sequence[Parts]) -> list[Parts]:
-    """The parts of each base on the CPU; from a GPU they come together."""
-    brought = iter(bring_together([part for parts in coded for part in parts.values()]))
-    return [{name: next(brought) for name in parts} for parts in coded]
-
-
 def total(one: float | None, other: float | None) -> float | None:
     """The sum of two costs; None if one is not known."""
     return None if one is None or other is None else one + other
-
-
-def _cost_of(
-    of_base: Shared | None,
-    members: Sequence[int],
-    error: torch.Tensor,
-    moments: torch.Tensor | None,
-) -> torch.Tensor | None:
-    """What an error costs that these experts share, float64 `[]` on its device; None if it was not
-    measured. moments: as of `Curvature.cost`."""
-    curvature = of_base(members) if of_base is not None else None
-    return None if curvature is None else curvature.cost(error, moments)
-
-
-def _summed(costs: Sequence[torch.Tensor | None]) -> float | None:
-    """The sum of what bases cost, which a GPU is asked for once; None if one is not known."""
-    known = [cost for cost in costs if cost is not None]
-    if len(known) < len(costs):
-        return None
-    return sum(map(float, bring_together(known)), start=0.0)
-
-
-def members_of(decomposition: Decomposition, base: int) -> list[int]:
-    """The experts that have a base."""
-    if decomposition.bases is None:
-        return list(range(decomposition.group.shape[0]))
-    return [expert for expert, each in enumerate(decomposition.bases) if each == base]
-
-
-def _too_large(stack: MatrixStack, what: str, codec: str) -> CheckpointError:
-    return CheckpointError(
-        f"{what}: its values are too large for codec {codec!r} in {stack.dtype.name}; keep it as "
-        "it is (codec: keep)"
-    )

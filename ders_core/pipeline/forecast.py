@@ -66,8 +66,10 @@ def forecast(
     plan: of this checkpoint; its files were checked (`check_files`). with_lossless: encode it by
     `lossless` too, where the recipe loses something. whole: encode all rows of a few experts where
     some do not tell of all, as of a low rank of a given rank, which takes as long as a run does for
-    them. Without that, and where a base is read from a file, gain and noise are None. Raises
-    CheckpointError, also if a file is written meanwhile, and CodecError.
+    them. Gain and noise are None of such groups without that, where a rank follows from `energy` or
+    a base is read from a file, and of all groups where `extent` has no losses judged, unless
+    they choose among bases. Raises CheckpointError, also if a file is written meanwhile, and
+    CodecError.
     """
     checkpoint.store.hold()
     recipe = plan.recipe
@@ -81,7 +83,7 @@ def forecast(
         group = checkpoint.group(*entry.key, recipe.extended)
         if entry.codec.keeps:
             group_told = foretell_kept(entry)
-        elif recipe.base.files or not (entry.can_be_sampled or (whole and entry.codec.settled)):
+        elif recipe.base.files or not (entry.can_be_sampled or (whole and entry.settled)):
             label = entry.codec.label
             group_told = ForecastEntry(*entry.key, label, "", entry.bytes_after, None, None, None)
             exact &= entry.exact

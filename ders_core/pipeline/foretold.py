@@ -15,13 +15,14 @@ from ders_core.decompose.distortion import Squares
 from ders_core.files.writer import Specs
 from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.encoder import Encoder, StoredBases
+from ders_core.pipeline.encoder import Encoder
 from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import Knowledge, tensor_knowledge
 from ders_core.pipeline.plan import OtherEntry, PlanEntry, stack_specs
 from ders_core.pipeline.predicted import GroupCost, OtherCost, routers_behind
 from ders_core.pipeline.report import KEPT
 from ders_core.pipeline.sampling import LARGER, Extent, Rows, encoded_sample, packed_sample
+from ders_core.pipeline.stored_bases import StoredBases, shared_costs
 from ders_core.recipe import Recipe
 
 BASELESS = "none"
@@ -165,9 +166,8 @@ def foretell_kept(entry: PlanEntry) -> ForecastEntry:
 class _Sample:
     """A sample of a group against one base. gain: the effective one. loss: what a choice of bases
     makes small. output: as `ReportEntry.rel_error_output`. cost, router: as its `noise_cost` and
-    `router_noise`, of the sample's matrices; base_cost, base_router: of its bases, as of
-    `StoredBases`. ragged: bytes of parts whose length depends on the data, likewise; stored: its
-    bases."""
+    `router_noise`, of the sample's matrices. ragged: bytes of parts whose length depends on the
+    data, likewise; stored: its bases."""
 
     base: str
     squares: Squares
@@ -199,7 +199,8 @@ def foretell_group(
     if best is not None and judged == rows:
         stored, taken = best.stored, best.ragged
     else:
-        stored, taken = sampled.packed(rows, None if best is None else best.base)
+        chosen = best.base if best is not None and recipe.base.is_optional else None
+        stored, taken = sampled.packed(rows, chosen)
     form, shape = stored.form, (group.shape[1], group.shape[2])
     planned = entry.bytes_after
     if form is None and entry.base is not None:
@@ -224,6 +225,7 @@ def foretell_group(
     if best is None or judged is None:
         told = ForecastEntry(*entry.key, label, "", after, None, None, None)
         return replace(told, bytes_lossless=lossless), specs
+    shared = shared_costs(best.stored, known.of_rows(judged.pieces, judged.share))
     told = ForecastEntry(
         *entry.key,
         label,
@@ -231,9 +233,9 @@ def foretell_group(
         after,
         best.squares.gain,
         best.squares.noise,
-        _whole(best.cost, best.stored.cost, judged) if known.curvatures else None,
+        _whole(best.cost, shared.cost, judged) if known.curvatures else None,
         best.output,
-        _whole(best.router, best.stored.router_noise, judged) if known.routers else None,
+        _whole(best.router, shared.router_noise, judged) if known.routers else None,
         lossless,
         best.gain,
     )
@@ -270,8 +272,8 @@ class _SampledGroup:
         return best
 
     def packed(self, rows: Rows, base: str | None) -> tuple[StoredBases, int]:
-        """As `packed_sample`, of some rows. base: its kind; None for the first, which is the only
-        one where losses are not told."""
+        """As `packed_sample`, of some rows. base: the kind that was chosen among several; None for
+        the only one there is, which other rows may name otherwise."""
         for name, decomposition in self._decompositions(rows):
             if base in (None, name):
                 return packed_sample(self._encoder(rows), decomposition, rows.chosen)

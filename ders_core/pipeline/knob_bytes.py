@@ -25,10 +25,10 @@ from ders_core.decompose.decomposition import without_base
 from ders_core.errors import CodecError
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.encoder import members_of
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
 from ders_core.pipeline.plan import OtherEntry, Plan, PlanEntry, stack_of
 from ders_core.pipeline.sampling import SAMPLE, USUAL
+from ders_core.pipeline.stored_bases import members_of
 from ders_core.units import number_text
 
 PER_OCTAVE = 8
@@ -233,11 +233,16 @@ def _sampled(
             yield from _of_tensor(coded, checkpoint, plan, calibration)
 
 
+def _makes_up(codec: Codec) -> bool:
+    """Whether later columns make up for errors, by moments of the inputs."""
+    return isinstance(codec, Entropy) and codec.rounding == "compensated"
+
+
 def _counted_context(codec: Entropy, context: EncodeContext) -> EncodeContext:
     """What levels are counted by: no second moments, which of all matrices would take gigabytes,
     but what they leave of errors where a codec makes up for these."""
     curvature, moments = context.curvature, context.moments
-    is_made_up = codec.rounding == "compensated" and moments is not None and moments.dim() == 2
+    is_made_up = _makes_up(codec) and moments is not None and moments.dim() == 2
     if is_made_up and curvature is not None and curvature.total > 0:
         curvature = left_of(curvature, cast(torch.Tensor, moments))
     return replace(context, curvature=curvature, moments=None)
@@ -254,16 +259,20 @@ def _of_group(
     recipe = plan.recipe
     group = checkpoint.group(*entry.key, recipe.extended)
     rows = USUAL.rows(group)
-    known = group_knowledge(group, calibration).of_rows(rows.pieces, rows.share)
+    changed = [
+        number for number in rows.chosen if entry.codec.expert(number) != other.codec.expert(number)
+    ]
+    is_made_up = any(_makes_up(entry.codec.expert(number)) for number in changed)
+    known = group_knowledge(group, calibration, with_own=is_made_up)
+    known = known.of_rows(rows.pieces, rows.share)
     context = BaseContext("cpu", calibration.tokens_per_expert)
     some = recipe.base.decompositions(group.of_rows(rows.pieces), context)
     _, decomposition = next(iter(some))
-    for number in rows.chosen:
+    each = group.shape[0] / len(rows.chosen)
+    for number in changed:
+        own = known.context(decomposition.group, number, recipe.seed)
         codec = entry.codec.expert(number)
-        if codec != other.codec.expert(number):
-            own = known.context(decomposition.group, number, recipe.seed)
-            each = group.shape[0] / len(rows.chosen)
-            yield _levels_of(decomposition.delta(number), codec, own, group, rows.share, each)
+        yield _levels_of(decomposition.delta(number), codec, own, group, rows.share, each)
     if entry.base is None or entry.base == other.base:
         return
     codec, base = entry.base.codec, decomposition.base

@@ -139,8 +139,11 @@ def group_knowledge(
     removal: tuple[float, ...] = (),
     groups: int = 1,
     shrinks: bool = True,
+    *,
+    with_own: bool = True,
 ) -> Knowledge:
-    """What a calibration knows of a group. removal, groups, shrinks: as of `Knowledge`."""
+    """What a calibration knows of a group. removal, groups, shrinks: as of `Knowledge`. with_own:
+    whether moments of each expert alone are read, the most by far."""
     if calibration is None:
         return Knowledge(removal=removal, groups=groups, shrinks=shrinks)
     moments = calibration.moments(*group.key)
@@ -151,7 +154,7 @@ def group_knowledge(
         count = calibration.inputs(group.layer)
         inputs = Inputs.of(moments, count)
         guiding = guiding_moments(inputs, calibration.weighted_moments(*group.key), count)
-        each = calibration.expert_moments(*group.key)
+        each = calibration.expert_moments(*group.key) if with_own else None
         if each is not None:
             counts = calibration.routed(group.layer).tolist()
             own = moments_of_experts(each, guiding, counts)

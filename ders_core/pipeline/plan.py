@@ -65,6 +65,11 @@ class PlanEntry:
         by_rows = all(codec.acts_by_rows for codec in self.codec.codecs)
         return by_rows and (self.base is None or self.base.codec.acts_by_rows)
 
+    @property
+    def settled(self) -> bool:
+        """Whether no codec, of deltas or bases, has a parameter that depends on all of them."""
+        return self.codec.settled and (self.base is None or self.base.codec.settled)
+
 
 @dataclass(frozen=True)
 class OtherEntry:

@@ -19,8 +19,9 @@ from ders_core.compute.threads import (
 )
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.files.dtype import Dtype
-from ders_core.pipeline.encoder import Encoder, StoredBases
+from ders_core.pipeline.encoder import Encoder
 from ders_core.pipeline.judge import Losses
+from ders_core.pipeline.stored_bases import StoredBases
 
 R = TypeVar("R")
 
@@ -54,7 +55,7 @@ class Extent:
         return cls(most, most, most)
 
     def with_all_rows(self, stack: MatrixStack) -> Extent:
-        """All rows of as many experts; no more of those than are usual."""
+        """All rows of as many experts, but of EXPERTS at most."""
         _, out, width = stack.shape
         return Extent(out * width, out * width, min(self.experts, EXPERTS))
 

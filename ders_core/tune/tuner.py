@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from ders_core.recipe import Recipe
 from ders_core.tune.allocate import Allocation, Solver
 from ders_core.tune.bounds import Bound
 from ders_core.tune.constraints import Constraint
-from ders_core.tune.coupling import Key
 from ders_core.tune.scores import Scores
 from ders_core.tune.scoring import score
 from ders_core.tune.uniform import Rival, one_knob
@@ -84,9 +82,9 @@ def tune(
 
     calibration: of this checkpoint, with gradients and others (`ders calibrate --gradients
     --others`). constraints, friendly: as of `solve`. per_expert, directory: as of `score`.
-    What scores foretell of bytes is compared with a larger sample of the recipe, and a smaller size
-    is asked for where that takes more. Raises RecipeError if nothing meets the bound,
-    CheckpointError as `score` does.
+    What scores foretell of bytes is compared with a larger sample of the recipe, of groups of low
+    rank with whole matrices of a few experts, and a smaller size is asked for where that takes
+    more. Raises RecipeError if nothing meets the bound, CheckpointError as `score` does.
     """
     scores = score(
         checkpoint,
@@ -101,8 +99,7 @@ def tune(
         allocation = solver.solve(asked)
         recipe = as_recipe(allocation, checkpoint, calibration, name=name)
         plan = resolve(recipe, checkpoint)
-        told = forecast(plan, checkpoint, progress=progress, extent=LARGER)
-        told = _with_scored_bytes(told, allocation, checkpoint)
+        told = forecast(plan, checkpoint, progress=progress, extent=LARGER, whole=True)
         tried += 1
         over = _over(bound, told.bytes_after, checkpoint.bytes_total)
         if over <= 1 or tried == MOST_TRIED:
@@ -110,23 +107,6 @@ def tune(
         asked = replace(asked, most=asked.most / over * (1 - SPARE))
     rival = one_knob(scores, allocation.nbytes)
     return Tuned(recipe, replace(allocation, bound=bound), scores, told, rival)
-
-
-def _with_scored_bytes(told: Forecast, allocation: Allocation, checkpoint: Checkpoint) -> Forecast:
-    """Of groups that rows do not tell, such as low rank, a forecast has what they take at most,
-    their bases' too; scores know better."""
-    scored = Counter[Key]()
-    for each in allocation.chosen:
-        group = each.scored.unit.group
-        if group is not None and each.candidate is not None:
-            scored[group] += each.candidate.nbytes
-    fewer = 0
-    for entry in told.entries:
-        key = entry.layer, entry.projection
-        if entry.gain is None:
-            biases = sum(bias.nbytes for bias in checkpoint.group(*key).added)
-            fewer += max(entry.bytes_after - scored[key] - biases, 0)
-    return replace(told, bytes_after=told.bytes_after - fewer)
 
 
 def _over(bound: Bound, nbytes: int, before: int) -> float:

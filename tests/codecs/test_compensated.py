@@ -19,6 +19,7 @@ from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
+from ders_core.compute.triangles import factorize
 from ders_core.errors import CodecError
 from ders_core.pipeline.believed import Inputs
 
@@ -131,6 +132,24 @@ def test_what_is_left_needs_no_rounding() -> None:
     wrong = torch.full((3, 3), 2.0).fill_diagonal_(1.0)
     with pytest.raises(CodecError, match="not positive definite"):
         left_of(Curvature(torch.ones(3), torch.ones(3)), wrong)
+
+
+def test_what_is_left_is_computed_once_for_all_with_the_same_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    factorized = list[int]()
+
+    def spy(matrix: torch.Tensor) -> torch.Tensor:
+        factorized.append(len(matrix))
+        return factorize(matrix)
+
+    monkeypatch.setattr("ders_core.codecs.fitting.compensated.factorize", spy)
+    moments, other = related_inputs(20), related_inputs(30)
+    one, two = (left_of(Curvature(c * torch.ones(20), torch.ones(4)), moments) for c in (1.0, 2.0))
+    assert torch.equal(2 * one.columns, two.columns)
+    assert factorized == [20]
+    left_of(Curvature(torch.ones(30), torch.ones(4)), other)
+    assert factorized == [20, 30]
 
 
 def test_fewer_bytes_at_the_same_cost() -> None:

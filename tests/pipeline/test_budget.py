@@ -242,6 +242,28 @@ def test_a_plan_says_where_lossless_takes_less(
     assert extents[-1] == LARGER
 
 
+def test_all_rows_tell_losses_where_a_sample_tells_bytes_exactly(
+    mixtral_dir: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, asked = open_checkpoint(mixtral_dir), asking(calibration, {"share": "90%"})
+    chosen = with_knob(asked, 1e-4, check_budget(asked, source))
+    of_sample = Forecast((), 9_000_000, 0.1, exact=True)
+    found = Settled(chosen, 1e-4, resolve(chosen, source), of_sample)
+    extents = list[Extent]()
+
+    def foretell(*_: Any, extent: Extent, **__: Any) -> Forecast:
+        extents.append(extent)
+        return Forecast((), 9_000_000, 0.2, exact=True)
+
+    monkeypatch.setattr("ders_core.pipeline.budget.settled", lambda *_, **__: found)
+    monkeypatch.setattr("ders_core.pipeline.forecast.forecast", foretell)
+    file = tmp_path / "budget.yaml"
+    file.write_text(asked.to_yaml())
+    done = ders("plan", mixtral_dir, "--recipe", file, "--whole", "--json")
+    assert json.loads(done.stdout)["predicted_kl"] == 0.2
+    assert extents == [Extent.of_all(source)]
+
+
 @pytest.mark.parametrize("budget", [{"share": 0.4}, {"kl": 0.02}])
 def test_a_run_settles_as_a_plan_does_and_foretells_no_more_than_it_must(
     mixtral_dir: Path,

@@ -15,6 +15,7 @@ from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CodecError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.budget import FIRST, with_knob
+from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.knob_bytes import (
     COARSEST,
@@ -25,6 +26,7 @@ from ders_core.pipeline.knob_bytes import (
     SampledLevels,
 )
 from ders_core.pipeline.plan import Plan, resolve
+from ders_core.pipeline.sampling import Extent
 from ders_core.recipe import Recipe
 
 
@@ -40,10 +42,17 @@ def calibration(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-def plan_of(source: Checkpoint, calibration: Path, knob: float, **fields: Any) -> Plan:
+def plan_of(
+    source: Checkpoint,
+    calibration: Path,
+    knob: float,
+    *,
+    compensated: bool = False,
+    **fields: Any,
+) -> Plan:
     data = {"version": 2, "name": "b", "calibration": calibration, "budget": {"knob": knob}}
     recipe = Recipe.model_validate(data | fields)
-    return resolve(with_knob(recipe, knob, (), compensated=False), source)
+    return resolve(with_knob(recipe, knob, (), compensated=compensated), source)
 
 
 @pytest.fixture
@@ -76,17 +85,50 @@ def test_they_tell_what_the_coder_takes(
         assert taken(levels.within(most), **fields) == pytest.approx(most, rel=rel)
 
 
+@pytest.mark.parametrize(("base", "near"), [("mean", 0.03), ("none", 0.1)])
+def test_errors_that_are_made_up_for_spare_bytes(
+    source: Checkpoint, tmp_path: Path, base: str, near: float
+) -> None:
+    """Of bases and other matrices, or of experts; those of deltas by chance are not."""
+    related = tmp_path / "related.safetensors"
+    fields: dict[str, Any] = {"base": base, "compensated": True}
+    of_everything(source, related, related=0.9)
+    levels = levels_of(source, related, **fields)
+    for at in (-13.1, -9.6):
+        most = forecast(plan_of(source, related, 2**at, **fields), source).bytes_after
+        assert levels.within(most) == pytest.approx(at, abs=near)
+
+
+@pytest.mark.parametrize(("base", "times"), [("mean", 0), ("none", 1)])
+def test_inputs_of_single_experts_are_read_where_they_make_up_for_errors(
+    source: Checkpoint,
+    calibration: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    base: str,
+    times: int,
+) -> None:
+    read, expert_moments = list[tuple[int, str]](), Calibration.expert_moments
+
+    def spy(known: Calibration, layer: int, projection: str) -> Any:
+        read.append((layer, projection))
+        return expert_moments(known, layer, projection)
+
+    monkeypatch.setattr(Calibration, "expert_moments", spy)
+    levels_of(source, calibration, base=base, compensated=True)
+    assert len(read) == times * len(source.groups())
+
+
 def test_some_rows_and_experts_tell_of_all(
     qwen2_moe_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here of 16 rows each, of 40 or 64 in four of six experts."""
-    monkeypatch.setattr("ders_core.pipeline.knob_bytes.SAMPLE", 1 << 10)
+    monkeypatch.setattr("ders_core.pipeline.knob_bytes.USUAL", Extent(1 << 10, 1 << 10, 4))
     source = open_checkpoint(qwen2_moe_dir)
     of_everything(source, tmp_path / "c.safetensors")
     levels = levels_of(source, tmp_path / "c.safetensors")
-    for at in (-13.1, -9.6):
+    for at in (-13.1, -11.1, -9.6):  # without what rows do not show of others, 0.13 below the first
         most = forecast(plan_of(source, tmp_path / "c.safetensors", 2**at), source).bytes_after
-        assert levels.within(most) == pytest.approx(at, abs=0.2)
+        assert levels.within(most) == pytest.approx(at, abs=0.1)
 
 
 def test_experts_that_no_sample_tells_are_left_out(

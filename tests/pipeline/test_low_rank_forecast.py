@@ -91,14 +91,18 @@ def test_it_is_what_a_run_measures(source: Checkpoint, calibration: Path, tmp_pa
 
 
 def test_rows_alone_do_not_tell_it(source: Checkpoint, calibration: Path) -> None:
-    """Nor is it told where the rank depends on the deltas of all experts."""
-    for recipe, whole in (
-        (recipe_of(calibration, rank=RANK), False),
-        (recipe_of(calibration, energy=0.9), True),
+    """Nor is it told where the rank depends on the deltas of all experts, or on all bases."""
+    by_energy = {"codec": "lowrank", "energy": 0.9}
+    of_base = recipe_of(calibration, rank=RANK).changed(base_codec=[by_energy])
+    for recipe, whole, is_exact in (
+        (recipe_of(calibration, rank=RANK), False, True),
+        (recipe_of(calibration, energy=0.9), True, False),
+        (of_base, True, False),
     ):
         told = told_of(recipe, source, whole=whole)
         (entry,) = (entry for entry in told.entries if entry.is_replaced)
         assert (entry.gain, entry.rel_error_output) == (None, None)
+        assert told.exact == is_exact
 
 
 def test_without_a_calibration_it_tells_gain_and_noise(source: Checkpoint) -> None:

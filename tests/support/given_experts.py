@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -19,11 +19,11 @@ MakeGroup = Callable[[torch.Tensor], ExpertGroup]
 @pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
     """A Mixtral directory, given each layer's gate weights `[K, out, in]`; `up` is the same, `down`
-    its transpose."""
+    its transpose. others: tensors outside the experts, by name."""
 
-    def make(*layers: torch.Tensor) -> Checkpoint:
+    def make(*layers: torch.Tensor, others: Mapping[str, torch.Tensor] | None = None) -> Checkpoint:
         directory = tmp_path_factory.mktemp("given")
-        tensors = {}
+        tensors = dict(others or {})
         for layer, weights in enumerate(layers):
             for expert, weight in enumerate(weights):
                 prefix = f"model.layers.{layer}.block_sparse_moe.experts.{expert}"

@@ -53,7 +53,9 @@ def test_low_rank_leaves_no_part_of_a_budget_unused(scored: Scored, tmp_path: Pa
     printed = json.loads(done.stdout)
     assert printed["bytes_after"] <= 0.6 * printed["bytes_before"]
     report = compress(place, tmp_path / "packed", load_recipe(recipe))
-    assert report.bytes_after == pytest.approx(printed["bytes_after"], rel=0.03)
+    assert report.bytes_after <= 0.6 * report.bytes_before
+    assert report.bytes_after == printed["bytes_after"]  # here whole matrices tell it
+    assert report.predicted_kl == pytest.approx(printed["predicted_kl"])
     assert report.bytes_after > 0.55 * report.bytes_before
 
 

@@ -59,11 +59,9 @@ def _known(curvature: Curvature) -> torch.Tensor:
 
 
 def left_of(curvature: Curvature, moments: torch.Tensor) -> Curvature:
-    """As `Succession.left` of these moments, by half of the work. Raises CodecError if they cannot
-    be such."""
-    order, correlation = _in_turn(moments)
-    check_factor(correlation, factorize(correlation))
-    return _left(curvature, order, correlation.diagonal().square())
+    """As `Succession.left` of these moments, by half of the work, which is done once for all
+    matrices with these inputs. Raises CodecError if they cannot be such."""
+    return _left(curvature, *_remaining_of(moments))
 
 
 def _left(curvature: Curvature, order: torch.Tensor, remaining: torch.Tensor) -> Curvature:
@@ -77,6 +75,17 @@ def _in_turn(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The order of turn, and the correlation of inputs in it, float64 `[in, in]`."""
     order = moments.diagonal().argsort(descending=True, stable=True)
     return order, in_order(correlation_of(moments), order, torch.float64)
+
+
+def _remaining(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The order of turn, and what remains of each column's curvature in it."""
+    order, correlation = _in_turn(moments)
+    check_factor(correlation, factorize(correlation))
+    return order, correlation.diagonal().square()
+
+
+_remaining_of = OfTheLast(_remaining)
+"""As `succession_of`, but it takes the memory of two rows."""
 
 
 def _succession(moments: torch.Tensor) -> Succession:
