@@ -15,6 +15,10 @@ LONGEST = 8000
 QUIET = 60
 """Milliseconds for which a part of a page must hold no bar: its elements come one by one."""
 
+GROWING = 400
+"""The same of the last part, while the server may still add to it: if that is busy, its elements
+come late."""
+
 BAR = 40
 """Pixels: the height of Streamlit's bar where an element has no place of its own. What has one,
 such as a plot, is not waited for: it moves nothing when it comes."""
@@ -55,6 +59,13 @@ const within = (block, milliseconds, name) => {{
     timers.set(block, own);
     own[name] ??= setTimeout(show, milliseconds, block);
 }};
+const forget = (block, name) => {{
+    const own = timers.get(block);
+    clearTimeout(own[name]);
+    own[name] = null;
+}};
+const state = "data-test-script-state";
+const mayGrow = (block) => !block.nextElementSibling && block.closest(`[${{state}}="running"]`);
 const lacks = (block) => [...block.querySelectorAll(bar)]
     .some((found) => found.closest(element).clientHeight <= {BAR});
 const look = () => {{
@@ -66,14 +77,13 @@ const look = () => {{
         else {{
             block.setAttribute("data-waits", "");
             within(block, {LONGEST}, "last");
-            if (!lacking) within(block, {QUIET}, "quiet");
-            else if (timers.get(block).quiet) {{
-                clearTimeout(timers.get(block).quiet);
-                timers.get(block).quiet = null;
-            }}
+            if (lacking) ["growing", "quiet"].forEach((name) => forget(block, name));
+            else if (mayGrow(block)) within(block, {GROWING}, "growing");
+            else within(block, {QUIET}, "quiet");
         }}
     }}
 }};
-new MutationObserver(look).observe(root, {{childList: true, subtree: true}});
+new MutationObserver(look)
+    .observe(root, {{childList: true, subtree: true, attributeFilter: [state]}});
 }}"""
 """What was shown once is never hidden again."""
