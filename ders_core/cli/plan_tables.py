@@ -56,7 +56,7 @@ def _print_bases(planned: Plan, foretold: Forecast | None) -> None:
     for number, entry in enumerate(planned.entries):
         if entry.codec.keeps or entry.base is None:
             continue
-        goes_without = foretold is not None and foretold.entries[number].base == NO_BASE
+        goes_without = foretold is not None and foretold.entries[number].is_baseless
         codec = NO_BASE if goes_without else entry.base.codec.label
         counts[codec] = counts.get(codec, 0) + 1
         is_coded |= entry.base.is_coded

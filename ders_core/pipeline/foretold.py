@@ -53,6 +53,11 @@ class ForecastEntry:
         return self.codec != KEPT
 
     @property
+    def is_baseless(self) -> bool:
+        """Whether it is coded without a base, or kept."""
+        return self.base == BASELESS
+
+    @property
     def costs(self) -> GroupCost | None:
         """None where a sample does not tell."""
         if self.gain is None or self.effective_gain is None:

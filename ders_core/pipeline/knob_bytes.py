@@ -27,7 +27,7 @@ from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
 from ders_core.pipeline.plan import OtherEntry, Plan, PlanEntry, stack_of
-from ders_core.pipeline.sampling import SAMPLE, USUAL
+from ders_core.pipeline.sampling import USUAL
 from ders_core.pipeline.stored_bases import members_of
 from ders_core.units import number_text
 
@@ -197,7 +197,7 @@ class KnobBytes:
 
     def _count(self, factor: float) -> float:
         """With so many times the knob of the plan."""
-        device, shape = torch.device("cpu"), (1, SAMPLE)
+        device, shape = torch.device("cpu"), (1, USUAL.values)
         most = max((each.codec.working_bytes(shape) for each in self._sample), default=0)
         threads = threads_for(len(self._sample), most, device)
 
